@@ -1,0 +1,180 @@
+"""The canary: a small UDP question from the server to each client, inside the tunnel, and its answer.
+
+"Ready" rests on it: a canary came back a moment ago, so packets really cross, both ways, encrypted. The server asks, because
+nothing may be asked in the other direction (the seed denies it); each question says which answer arrived last, so the
+client learns that its answers arrive too. One socket on each side, bound to the tunnel device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agent.model import IPAddress
+
+log = logging.getLogger("rhizome.canary")
+
+PORT = 52485
+INTERVAL_S = 1.0
+FRESH_S = 4.0  # an answer younger than this means ready: three lost in a row are tolerated
+
+_FORMAT = struct.Struct("!4sII")  # magic, number of this question, number of the last question whose answer arrived
+_ASK, _ANSWER = b"rzC?", b"rzC!"
+
+
+@dataclass(slots=True)
+class Target:
+    """What the server knows of one client's canary. Times are monotonic seconds, None for never."""
+
+    asked: int = 0
+    answered: int = 0
+    asked_at: deque[float] = field(default_factory=lambda: deque(maxlen=3))  # of the last questions, newest last
+    answered_at: float | None = None
+    rtt_s: float | None = None
+
+    def age_s(self, now: float) -> float | None:
+        return None if self.answered_at is None else now - self.answered_at
+
+
+class _Port:
+    """A non-blocking UDP socket bound to a tunnel address and device; closed and reopened as the device comes and goes."""
+
+    def __init__(self, on_datagram: Callable[[bytes, tuple[str, int]], None]) -> None:
+        self._on_datagram = on_datagram
+        self._socket: socket.socket | None = None
+
+    def open(self, ifname: str, address: IPAddress, port: int) -> bool:
+        """False when the device or its address is not there (yet)."""
+        self.close()
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, ifname.encode())
+            sock.bind((str(address), port))
+        except OSError as exc:
+            log.debug("canary cannot bind to %s on %s: %s", address, ifname, exc, extra={"event": "canary.unbound"})
+            sock.close()
+            return False
+        asyncio.get_running_loop().add_reader(sock, self._readable, sock)
+        self._socket = sock
+        return True
+
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None
+
+    def send(self, payload: bytes, to: tuple[str, int]) -> None:
+        """Lost like any datagram when it cannot be sent: no session yet, device gone, queue full."""
+        if self._socket is not None:
+            try:
+                self._socket.sendto(payload, to)
+            except OSError as exc:
+                log.debug("canary not sent: %s", exc, extra={"event": "canary.unsent"})
+
+    def close(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def _readable(self, sock: socket.socket) -> None:
+        for _ in range(256):  # bounded work for one turn of the loop
+            try:
+                payload, sender = sock.recvfrom(2048)
+            except BlockingIOError:
+                return
+            except OSError as exc:  # an ICMP error for an earlier datagram
+                log.debug("canary socket: %s", exc, extra={"event": "canary.error"})
+                return
+            self._on_datagram(payload, (sender[0], sender[1]))
+
+
+class Prober:
+    """Server side: asks every client's tunnel address once per `ask()` and notes what comes back."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._port = _Port(self._answered)
+        self.targets: dict[str, Target] = {}  # by tunnel address as text
+
+    def open(self, ifname: str, address: IPAddress) -> bool:
+        return self._port.open(ifname, address, 0)
+
+    @property
+    def is_open(self) -> bool:
+        return self._port.is_open
+
+    def watch(self, addresses: set[str]) -> None:
+        """Exactly these are asked from now on; what is known of the others is forgotten."""
+        self.targets = {a: self.targets.get(a) or Target() for a in addresses}
+
+    def ask(self) -> None:
+        now = self._clock()
+        for address, target in self.targets.items():
+            target.asked += 1
+            target.asked_at.append(now)
+            self._port.send(_FORMAT.pack(_ASK, target.asked, target.answered), (address, PORT))
+
+    def close(self) -> None:
+        self._port.close()
+
+    def _answered(self, payload: bytes, sender: tuple[str, int]) -> None:
+        target = self.targets.get(sender[0])
+        if target is None or len(payload) != _FORMAT.size:
+            return
+        magic, number, _ = _FORMAT.unpack(payload)
+        late = target.asked - number
+        if (
+            magic == _ANSWER and number > target.answered and 0 <= late < len(target.asked_at)
+        ):  # older proves nothing about now
+            now = self._clock()
+            target.answered, target.answered_at, target.rtt_s = number, now, now - target.asked_at[-1 - late]
+
+
+class Responder:
+    """Client side: answers, and notes when it was last asked and when an answer is known to have arrived."""
+
+    def __init__(self, clock: Callable[[], float], on_confirmed: Callable[[], None]) -> None:
+        self._clock = clock
+        self._on_confirmed = on_confirmed
+        self._port = _Port(self._asked)
+        self._answers: deque[int] = deque(maxlen=3)  # numbers of the last questions that we answered
+        self.asked_at: float | None = None
+        self.confirmed_at: float | None = None
+
+    def open(self, ifname: str, address: IPAddress) -> bool:
+        return self._port.open(ifname, address, PORT)
+
+    @property
+    def is_open(self) -> bool:
+        return self._port.is_open
+
+    def poke(self, server: IPAddress) -> None:
+        """One datagram towards the server, which ignores it: WireGuard there learns at once which stream we are on now,
+        and here it starts a handshake if there is no session."""
+        self._port.send(_FORMAT.pack(_ANSWER, 0, 0), (str(server), PORT))
+
+    def age_s(self, now: float) -> float | None:
+        """Since a canary crossed in both directions; None for never."""
+        return None if self.confirmed_at is None else now - self.confirmed_at
+
+    def close(self) -> None:
+        self._port.close()
+
+    def _asked(self, payload: bytes, sender: tuple[str, int]) -> None:
+        if len(payload) != _FORMAT.size:
+            return
+        magic, number, arrived = _FORMAT.unpack(payload)
+        if magic != _ASK:
+            return
+        self.asked_at = self._clock()
+        if arrived and arrived in self._answers:
+            self.confirmed_at = self.asked_at
+            self._on_confirmed()
+        self._answers.append(number)
+        self._port.send(_FORMAT.pack(_ANSWER, number, 0), sender)

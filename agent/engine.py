@@ -1,0 +1,211 @@
+"""The reconcile loop: desired -> observe -> plan -> apply, level-triggered.
+
+Events carry no decisions. A netlink change, a new grant or the resync timer sets one flag, and the loop looks at the world
+again. A crash half-way needs no recovery: the next pass plans what is left. An idle pass changes and logs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Never, get_args
+
+from agent.backoff import Backoff
+from agent.errors import ConfigError, HostError, RhizomeError
+from agent.host import CreateDevice, DeleteDevice, NetStack, NetStep, Step, WireGuard, WireGuardStep
+from agent.model import IFALIAS_PREFIX, Device, DeviceState, LinkState, Observed, Tunnel
+from agent.plan import plan
+from agent.run import spawn
+
+log = logging.getLogger("rhizome.engine")
+
+_WIREGUARD_STEPS = get_args(WireGuardStep)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass saw and did. `error` is why it stopped early, None when the host now is what was desired."""
+
+    observed: Observed
+    steps: tuple[Step, ...]
+    error: RhizomeError | None = None
+
+    @property
+    def created(self) -> frozenset[str]:
+        """Names of devices that are new since the last pass: they have no sessions, so their epoch must change."""
+        return frozenset(step.ifname for step in self.steps if isinstance(step, CreateDevice))
+
+
+async def observe(wg: WireGuard, net: NetStack, ifnames: Sequence[str] | None, sysctls: Iterable[str] = ()) -> Observed:
+    """One look at the host. `ifnames=None`: all devices of ours. Raises ConfigError if a name belongs to a foreign device."""
+    state = await net.read(ifnames, tuple(sysctls))
+    devices: list[Device] = []
+    statuses = []
+    for ifname, link in state.links:
+        device = await wg.read(ifname)
+        if device is None:
+            if await _vanished(net, ifname):
+                continue
+            raise ConfigError(f"interface {ifname} exists and is not WireGuard: choose another --ifname or remove it")
+        if not _ours(link, device):
+            raise ConfigError(
+                f"interface {ifname} is a WireGuard device that Rhizome did not make: choose another --ifname or remove it"
+            )
+        devices.append(
+            Device(
+                ifname=ifname,
+                private_key=device.private_key,
+                listen_port=device.listen_port,
+                fwmark=device.fwmark,
+                mtu_bytes=link.mtu_bytes,
+                up=link.up,
+                alias=link.alias,
+                addresses=link.addresses,
+                peers=device.peers,
+            )
+        )
+        statuses.append((ifname, device.statuses))
+    tunnel = Tunnel(tuple(devices), state.routes, state.firewall, state.sysctls)
+    return Observed(tunnel, tuple(statuses), state.rules)
+
+
+def _ours(link: LinkState, device: DeviceState) -> bool:
+    """A device without alias and without peers is one that we were interrupted in making."""
+    return link.alias.startswith(IFALIAS_PREFIX.strip()) or (not link.alias and not device.peers)
+
+
+async def _vanished(net: NetStack, ifname: str) -> bool:
+    """The device went away between the two looks (wireguard-go died)."""
+    return (await net.read((ifname,))).link(ifname) is None
+
+
+async def apply(steps: Sequence[Step], wg: WireGuard, net: NetStack) -> None:
+    """Apply in order, neighbours for the same port in one batch. Raises HostError at the first step that fails."""
+    for (kind, _), group in itertools.groupby(steps, key=_port):
+        batch = list(group)
+        if kind == "create":
+            for step in batch:
+                assert isinstance(step, CreateDevice)
+                await wg.create(step)
+        elif kind == "delete":
+            for step in batch:
+                assert isinstance(step, DeleteDevice)
+                await wg.delete(step.ifname)
+        elif kind == "wireguard":
+            await wg.apply([step for step in batch if isinstance(step, WireGuardStep)])
+        else:
+            await net.apply([step for step in batch if isinstance(step, NetStep)])
+
+
+def _port(step: Step) -> tuple[str, str]:
+    if isinstance(step, CreateDevice):
+        return "create", step.ifname
+    if isinstance(step, DeleteDevice):
+        return "delete", step.ifname
+    if isinstance(step, WireGuardStep):
+        return "wireguard", step.ifname
+    return "net", ""
+
+
+class Engine:
+    """Drives one network namespace to `desired()`.
+
+    `desired` is called once a pass and must be cheap. `on_pass` is told of every pass that did something or failed, and
+    of every observation. `run()` returns only by cancellation, and leaves everything as it is: the data plane fails static.
+    """
+
+    def __init__(
+        self,
+        wg: WireGuard,
+        net: NetStack,
+        desired: Callable[[], Tunnel],
+        on_pass: Callable[[Pass], None],
+        *,
+        resync_s: float = 30.0,
+    ) -> None:
+        self._wg = wg
+        self._net = net
+        self._desired = desired
+        self._on_pass = on_pass
+        self._resync_s = resync_s
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Condition()
+        self._begun = 0  # passes begun
+        self._reached = 0  # number of the last pass that reached the desired state
+
+    def wake(self) -> None:
+        """Look again soon. Cheap; many calls make one pass."""
+        self._wake.set()
+
+    async def settled(self) -> None:
+        """Wait until a pass that began after this call has reached the desired state."""
+        target = self._begun + 1
+        self.wake()
+        async with self._settled:
+            await self._settled.wait_for(lambda: self._reached >= target)
+
+    async def run(self) -> Never:
+        watcher = spawn(self._watch(), name="engine.watch")
+        backoff = Backoff(first_s=0.05, cap_s=5.0)
+        try:
+            while True:
+                self._wake.clear()  # before observing: a change during the pass makes another pass
+                self._begun += 1
+                done = await self.once()
+                if done.error is not None:
+                    delay = backoff.next()
+                    log.warning(
+                        "pass failed, again in %.1f s: %s",
+                        delay,
+                        done.error,
+                        extra={"event": "pass.failed", "errno": _errno(done.error)},
+                    )
+                else:
+                    backoff.reset()
+                    delay = self._resync_s
+                    async with self._settled:
+                        self._reached = self._begun
+                        self._settled.notify_all()
+                try:
+                    await asyncio.wait_for(self._wake.wait(), delay)
+                except TimeoutError:
+                    continue
+                if done.error is not None:
+                    await asyncio.sleep(
+                        min(delay, 0.05)
+                    )  # our own half-done changes wake us: do not spin on a failing step
+        finally:
+            watcher.cancel()
+
+    async def once(self) -> Pass:
+        """One pass. Never raises RhizomeError: it stands in the result. A ConfigError there means that we give up on nothing,
+        but only a change of configuration or of the host will help."""
+        observed, steps = Observed(Tunnel()), tuple[Step, ...]()
+        try:
+            want = self._desired()
+            observed = await observe(
+                self._wg, self._net, [d.ifname for d in want.devices], [key for key, _ in want.sysctls]
+            )
+            steps = plan(want, observed)
+            for step in steps:
+                log.debug("%s", step, extra={"event": "step"})
+            await apply(steps, self._wg, self._net)
+            done = Pass(observed, steps)
+            if steps:
+                log.info("applied %d steps", len(steps), extra={"event": "plan.applied", "steps": len(steps)})
+        except RhizomeError as exc:
+            done = Pass(observed, steps, exc)
+        self._on_pass(done)
+        return done
+
+    async def _watch(self) -> None:
+        async for _ in self._net.changes():
+            self.wake()
+
+
+def _errno(error: RhizomeError) -> str | None:
+    return errno.errorcode.get(error.errno) if isinstance(error, HostError) else None

@@ -1,0 +1,314 @@
+"""The control vocabulary that client and server exchange in control capsules, as JSON objects of at most 64 KiB.
+
+`parse` turns text from the network into one of these values or raises BadMessage; it never raises anything else. Unknown
+fields are ignored, so a newer peer may say more; an unknown `type` becomes Unknown and is ignored by both sides.
+Times on the wire are durations in seconds, never clock readings: the two clocks may disagree and may be stepped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, TypeVar
+
+from agent.errors import BadMessage
+from agent.model import Endpoint, IPAddress, IPNetwork, PresharedKey, PublicKey, networks
+
+#: The versions of this vocabulary that we speak. A peer whose range does not meet ours is refused in words.
+VERSION_MIN = 1
+VERSION_MAX = 1
+
+MESSAGE_MAX_BYTES = 64 * 1024
+PREFIXES_MAX = 1024  # per list: a node has a handful, a control plane some dozens
+TEXT_MAX = 512
+LIFETIME_MAX_S = 3600.0
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a client could carry, by kind. The server decides what of it the client will carry."""
+
+    nodes: tuple[IPNetwork, ...] = ()
+    pods: tuple[IPNetwork, ...] = ()
+    services: tuple[IPNetwork, ...] = ()
+
+    def all(self) -> tuple[IPNetwork, ...]:
+        return self.nodes + self.pods + self.services
+
+
+@dataclass(frozen=True, slots=True)
+class Enroll:
+    """Client: these are my WireGuard public keys, one per device ("stream", later "direct"), and what I could carry.
+
+    Who I am is not said here: the certificate of the stream says it.
+    """
+
+    public_keys: tuple[tuple[str, PublicKey], ...]
+    offer: Offer
+    version_min: int = VERSION_MIN
+    version_max: int = VERSION_MAX
+    software: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Server: you are in, on these terms, for `lifetime_s` (at most an hour). Replaces any earlier grant.
+
+    `epoch` names the incarnation of the server's device: a new one means that all sessions are gone, so the client adds
+    the peer anew and handshakes at once. `tunnel_networks` is what the client routes into the tunnel and accepts packets
+    from; `servers` are the server's own addresses there, in order of preference. `carries` is what of the offer the client
+    shall carry, `refused` the rest with the reason.
+    """
+
+    version: int
+    epoch: str
+    public_keys: tuple[tuple[str, PublicKey], ...]
+    addresses: tuple[IPAddress, ...]
+    servers: tuple[IPAddress, ...]
+    tunnel_networks: tuple[IPNetwork, ...]
+    carries: tuple[IPNetwork, ...]
+    refused: tuple[tuple[str, str], ...]
+    mtu_bytes: int
+    persistent_keepalive_s: int
+    lifetime_s: float
+    endpoints: tuple[Endpoint, ...] = ()
+    preshared_key: PresharedKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Server: no. `retry_after_s` None: do not come back until something is changed (a person reads `text`)."""
+
+    reason: str
+    text: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Client: what has changed since enroll; the whole offer again. `health` is a short sentence for the server's status."""
+
+    offer: Offer
+    path: str = ""
+    health: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Either side: I am going away; move now."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A message type of a newer peer. Ignored."""
+
+    type: str
+
+
+Message = Enroll | Grant | Refuse | Facts | Drain | Unknown
+
+
+def encode(message: Message) -> str:
+    """One line of JSON. Contains the preshared key of a grant: the text travels inside TLS and is never logged."""
+    return json.dumps(_BODY[type(message)](message), separators=(",", ":"))
+
+
+def parse(text: str) -> Message:
+    """Raises BadMessage, saying which field is wrong; the offending value is not repeated at length."""
+    if len(text.encode("utf-8", "surrogatepass")) > MESSAGE_MAX_BYTES:
+        raise BadMessage(f"control message: longer than {MESSAGE_MAX_BYTES} bytes")
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadMessage("control message: not JSON") from exc
+    if not isinstance(body, dict):
+        raise BadMessage("control message: not a JSON object")
+    kind = _string(body, "type", 64)
+    reader = _READ.get(kind)
+    return reader(body) if reader else Unknown(kind)
+
+
+# Writing
+
+
+def _offer_body(offer: Offer) -> dict[str, Any]:
+    return {"nodes": _texts(offer.nodes), "pods": _texts(offer.pods), "services": _texts(offer.services)}
+
+
+def _texts(values: tuple[Any, ...]) -> list[str]:
+    return [str(value) for value in values]
+
+
+def _enroll_body(m: Enroll) -> dict[str, Any]:
+    return {
+        "type": "enroll",
+        "versions": [m.version_min, m.version_max],
+        "software": m.software,
+        "public_keys": {name: str(key) for name, key in m.public_keys},
+        "offer": _offer_body(m.offer),
+    }
+
+
+def _grant_body(m: Grant) -> dict[str, Any]:
+    return {
+        "type": "grant",
+        "version": m.version,
+        "epoch": m.epoch,
+        "public_keys": {name: str(key) for name, key in m.public_keys},
+        "addresses": _texts(m.addresses),
+        "servers": _texts(m.servers),
+        "tunnel_networks": _texts(m.tunnel_networks),
+        "carries": _texts(m.carries),
+        "refused": [list(pair) for pair in m.refused],
+        "mtu": m.mtu_bytes,
+        "keepalive_s": m.persistent_keepalive_s,
+        "lifetime_s": m.lifetime_s,
+        "endpoints": [[str(e.address), e.port] for e in m.endpoints],
+        "preshared_key": m.preshared_key.reveal() if m.preshared_key else None,
+    }
+
+
+_BODY: Mapping[type, Callable[[Any], dict[str, Any]]] = {
+    Enroll: _enroll_body,
+    Grant: _grant_body,
+    Refuse: lambda m: {"type": "refuse", "reason": m.reason, "text": m.text, "retry_after_s": m.retry_after_s},
+    Facts: lambda m: {"type": "facts", "offer": _offer_body(m.offer), "path": m.path, "health": m.health},
+    Drain: lambda m: {"type": "drain", "reason": m.reason},
+    Unknown: lambda m: {"type": m.type},
+}
+
+
+# Reading
+
+
+def _wrong(field: str, want: str) -> BadMessage:
+    return BadMessage(f"control message: {field} is not {want}")
+
+
+def _string(body: Mapping[str, Any], field: str, limit: int = TEXT_MAX) -> str:
+    """Printable text, cut at `limit` characters: it ends in logs and on terminals."""
+    value = body.get(field, "")
+    if not isinstance(value, str):
+        raise _wrong(field, "text")
+    return "".join(c if c.isprintable() else "?" for c in value[:limit])
+
+
+def _number(body: Mapping[str, Any], field: str, low: float, high: float) -> float:
+    value = body.get(field)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise _wrong(field, f"a number in {low:g}..{high:g}")
+    return float(value)
+
+
+def _integer(body: Mapping[str, Any], field: str, low: int, high: int) -> int:
+    value = body.get(field)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise _wrong(field, f"an integer in {low}..{high}")
+    return value
+
+
+def _list(body: Mapping[str, Any], field: str, read: Callable[[Any], _T], want: str) -> tuple[_T, ...]:
+    value = body.get(field, [])
+    if not isinstance(value, list) or len(value) > PREFIXES_MAX:
+        raise _wrong(field, f"a list of at most {PREFIXES_MAX}")
+    try:
+        return tuple(read(item) for item in value)
+    except (ValueError, TypeError, KeyError, IndexError) as exc:
+        raise _wrong(field, want) from exc
+
+
+def _only_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _prefixes(body: Mapping[str, Any], field: str) -> tuple[IPNetwork, ...]:
+    return _list(body, field, lambda v: networks([_only_text(v)])[0], "a list of canonical prefixes")
+
+
+def _addresses(body: Mapping[str, Any], field: str) -> tuple[IPAddress, ...]:
+    def read(value: Any) -> IPAddress:
+        if "%" in _only_text(value):
+            raise ValueError
+        return ip_address(value)
+
+    return _list(body, field, read, "a list of IP addresses")
+
+
+def _public_keys(body: Mapping[str, Any]) -> tuple[tuple[str, PublicKey], ...]:
+    value = body.get("public_keys")
+    if not isinstance(value, dict) or not 0 < len(value) <= 4:
+        raise _wrong("public_keys", "an object of 1 to 4 keys")
+    try:
+        return tuple(sorted((name[:16], PublicKey.from_base64(_only_text(key))) for name, key in value.items()))
+    except (ValueError, TypeError) as exc:
+        raise _wrong("public_keys", "an object of WireGuard public keys in base64") from exc
+
+
+def _offer(body: Mapping[str, Any]) -> Offer:
+    value = body.get("offer", {})
+    if not isinstance(value, dict):
+        raise _wrong("offer", "an object")
+    return Offer(_prefixes(value, "nodes"), _prefixes(value, "pods"), _prefixes(value, "services"))
+
+
+def _read_enroll(body: Mapping[str, Any]) -> Enroll:
+    versions = _list(body, "versions", lambda v: _integer({"versions": v}, "versions", 0, 1_000_000), "two integers")
+    if len(versions) != 2 or versions[0] > versions[1]:
+        raise _wrong("versions", "a pair of integers, lowest first")
+    if versions[0] > VERSION_MAX:
+        # We cannot know what else is in it; only the range is needed to refuse it in words.
+        return Enroll((), Offer(), versions[0], versions[1], _string(body, "software"))
+    return Enroll(_public_keys(body), _offer(body), versions[0], versions[1], _string(body, "software"))
+
+
+def _read_grant(body: Mapping[str, Any]) -> Grant:
+    def pair(value: Any) -> tuple[str, str]:
+        first, second = value
+        return _string({"": first}, ""), _string({"": second}, "")
+
+    def endpoint(value: Any) -> Endpoint:
+        address, port = value
+        return Endpoint(ip_address(_only_text(address)), _integer({"": port}, "", 1, 65535))
+
+    psk = body.get("preshared_key")
+    try:
+        preshared_key = PresharedKey.from_base64(_only_text(psk)) if psk is not None else None
+    except (ValueError, TypeError) as exc:
+        raise _wrong("preshared_key", "a WireGuard key in base64") from exc
+    return Grant(
+        version=_integer(body, "version", VERSION_MIN, VERSION_MAX),
+        epoch=_string(body, "epoch", 64),
+        public_keys=_public_keys(body),
+        addresses=_addresses(body, "addresses"),
+        servers=_addresses(body, "servers"),
+        tunnel_networks=_prefixes(body, "tunnel_networks"),
+        carries=_prefixes(body, "carries"),
+        refused=_list(body, "refused", pair, "a list of pairs of text"),
+        mtu_bytes=_integer(body, "mtu", 1280, 9000),
+        persistent_keepalive_s=_integer(body, "keepalive_s", 0, 65535),
+        lifetime_s=_number(body, "lifetime_s", 0.0, LIFETIME_MAX_S),
+        endpoints=_list(body, "endpoints", endpoint, "a list of [address, port]"),
+        preshared_key=preshared_key,
+    )
+
+
+def _read_refuse(body: Mapping[str, Any]) -> Refuse:
+    later = _number(body, "retry_after_s", 0.0, 86400.0) if body.get("retry_after_s") is not None else None
+    return Refuse(_string(body, "reason", 64), _string(body, "text"), later)
+
+
+_READ: Mapping[str, Callable[[Mapping[str, Any]], Message]] = {
+    "enroll": _read_enroll,
+    "grant": _read_grant,
+    "refuse": _read_refuse,
+    "facts": lambda body: Facts(_offer(body), _string(body, "path"), _string(body, "health")),
+    "drain": lambda body: Drain(_string(body, "reason")),
+}

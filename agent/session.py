@@ -1,0 +1,162 @@
+"""A client's session with its server, sans-IO: what to say, what it was granted, when to look again.
+
+Inputs are events with the time they happened (`now`, monotonic seconds); outputs are commands for the carrier. The
+session survives its streams: a grant stays valid while the carrier reconnects, and ends when its lifetime ends.
+
+    DOWN --up--> ENROLLING --grant--> JOINED --half of the lifetime--> (enrol again on the same stream)
+      ^             |  refuse, or no answer       |
+      +--down-------+-----------down--------------+        a grant that runs out is withdrawn in any state
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from agent.carrier.api import Close, Command, Redial, Send
+from agent.errors import BadMessage
+from agent.messages import Drain, Enroll, Facts, Grant, Offer, Refuse, encode, parse
+from agent.model import PublicKey
+
+ANSWER_TIMEOUT_S = 5.0  # the server answers an enroll at once; a proxy in between may be slow
+ENROLLS_MAX = 3  # unanswered on one stream before another stream is tried
+REFUSED_RETRY_S = 60.0  # after a refusal that names no time: a person has to act, but perhaps on the server's side
+
+
+class State(Enum):
+    DOWN = "down"  #: no stream
+    ENROLLING = "enrolling"  #: a stream, no answer yet
+    JOINED = "joined"  #: a stream and a grant that was given on it
+    REFUSED = "refused"  #: the server said no; see `Session.refusal`
+
+
+@dataclass(slots=True)
+class Session:
+    """Mutable, small, and without any I/O. `kicks` counts the times that the server's device was found to be a new one
+    with an old key: whoever owns the device removes the peer once per kick, so that WireGuard handshakes at once."""
+
+    public_keys: tuple[tuple[str, PublicKey], ...]
+    offer: Offer
+    software: str = ""
+    state: State = State.DOWN
+    stream: int | None = None
+    grant: Grant | None = None
+    refusal: Refuse | None = None
+    kicks: int = 0
+    _expires_at: float = 0.0
+    _renew_at: float = 0.0
+    _answer_by: float | None = None
+    _asked: int = field(default=0)
+
+    def on_up(self, stream: int, replay: tuple[str, ...], now: float) -> tuple[Command, ...]:
+        """A stream is up. `replay` is what an adopted carrier already heard on it: an earlier grant keeps traffic flowing."""
+        self.stream = stream
+        self.state = State.ENROLLING
+        self._asked = 0
+        if self.grant is None:
+            for text in replay:
+                message = _parse_or_none(text)
+                if isinstance(message, Grant):
+                    self._accept(message, now)
+                    self.state = State.ENROLLING
+        return self._enroll(now)
+
+    def on_down(self, stream: int) -> None:
+        if stream == self.stream:
+            self.stream = None
+            self._answer_by = None
+            if self.state is not State.REFUSED:
+                self.state = State.DOWN
+
+    def on_message(self, stream: int, text: str, now: float) -> tuple[Command, ...]:
+        """Never raises: a message that breaks the rules costs the server this stream."""
+        if stream != self.stream:
+            return ()
+        try:
+            message = parse(text)
+        except BadMessage as exc:
+            return (Close(stream, str(exc), retry_in_s=1.0),)
+        if isinstance(message, Grant):
+            self._accept(message, now)
+        elif isinstance(message, Refuse):
+            return self._refused(stream, message)
+        elif isinstance(message, Drain):
+            return (Redial(),)
+        return ()
+
+    def set_offer(self, offer: Offer) -> tuple[Command, ...]:
+        """The node changed. Told at once if there is a stream, with the next enroll otherwise."""
+        if offer == self.offer:
+            return ()
+        self.offer = offer
+        return (Send(self.stream, encode(Facts(offer))),) if self.stream is not None else ()
+
+    def set_public_keys(self, public_keys: tuple[tuple[str, PublicKey], ...], now: float) -> tuple[Command, ...]:
+        """The device has another key (it was made anew): the server must know before a handshake can work."""
+        if public_keys == self.public_keys:
+            return ()
+        self.public_keys = public_keys
+        return self._enroll(now) if self.stream is not None else ()
+
+    def tick(self, now: float) -> tuple[Command, ...]:
+        """Do what is due. Call at `next_wakeup()` or later."""
+        if self.grant is not None and now >= self._expires_at:
+            self.grant = None
+        if self.stream is None:
+            return ()
+        if self._answer_by is not None and now >= self._answer_by:
+            if self._asked >= ENROLLS_MAX:
+                stream, self._answer_by = self.stream, None
+                return (Close(stream, "the server does not answer an enroll"),)
+            return self._enroll(now)
+        if self.grant is not None and self._answer_by is None and now >= self._renew_at:
+            self._asked = 0
+            return self._enroll(now)
+        return ()
+
+    def next_wakeup(self) -> float | None:
+        """When `tick` has something to do; None: only an event can change anything."""
+        times = [self._expires_at] if self.grant is not None else []
+        if self.stream is not None:
+            times += (
+                [self._answer_by] if self._answer_by is not None else [self._renew_at] if self.grant is not None else []
+            )
+        return min(times) if times else None
+
+    def expires_in_s(self, now: float) -> float | None:
+        """How long the grant still lasts; None without a grant."""
+        return max(0.0, self._expires_at - now) if self.grant is not None else None
+
+    def _enroll(self, now: float) -> tuple[Command, ...]:
+        assert self.stream is not None
+        self._asked += 1
+        self._answer_by = now + ANSWER_TIMEOUT_S
+        return (Send(self.stream, encode(Enroll(self.public_keys, self.offer, software=self.software))),)
+
+    def _accept(self, grant: Grant, now: float) -> None:
+        old = self.grant
+        if old is not None and old.epoch != grant.epoch and old.public_keys == grant.public_keys:
+            self.kicks += 1
+        self.grant = grant
+        self.refusal = None
+        self.state = State.JOINED
+        self._answer_by = None
+        self._asked = 0
+        self._expires_at = now + grant.lifetime_s
+        self._renew_at = now + grant.lifetime_s / 2
+
+    def _refused(self, stream: int, refuse: Refuse) -> tuple[Command, ...]:
+        """The grant ends with the refusal: the server has no such peer any more."""
+        self.refusal = refuse
+        self.grant = None
+        self.state = State.REFUSED
+        self._answer_by = None
+        retry_in_s = REFUSED_RETRY_S if refuse.retry_after_s is None else refuse.retry_after_s
+        return (Close(stream, f"refused: {refuse.reason}", retry_in_s),)
+
+
+def _parse_or_none(text: str) -> object:
+    try:
+        return parse(text)
+    except BadMessage:
+        return None

@@ -1,0 +1,177 @@
+"""The shoot is hostile: what a client may claim, and what happens when it claims more."""
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from agent.identity import Identity, Role
+from agent.messages import Enroll, Offer, Refuse
+from agent.model import Peer, PresharedKey, PublicKey, networks
+from seed_server.registry import (
+    Admitted,
+    Policy,
+    Registry,
+    admit,
+    carried,
+    expire,
+    next_expiry,
+    precheck,
+    stream_down,
+    update_offer,
+)
+
+CP = "shoot--garden--a"
+POLICY = Policy(
+    control_plane=CP,
+    nodes=networks(["10.250.0.0/16", "fd00:250::/64"]),
+    pods=networks(["100.96.0.0/11"]),
+    services=networks(["100.64.0.0/13"]),
+    protected=((ip_network("10.1.0.0/16"), "the seed's pods"), (ip_network("192.168.128.0/17"), "the tunnel")),
+    lifetime_s=3600.0,
+)
+SERVER_KEY = PublicKey(b"s" * 32)
+PSK = PresharedKey(b"p" * 32)
+
+
+def who(name: str, role: Role = Role.SHOOT_CLIENT, control_plane: str = CP) -> Identity:
+    return Identity(control_plane, role, name)
+
+
+def key(name: str) -> PublicKey:
+    return PublicKey(name.encode().ljust(32, b"."))
+
+
+def offer(nodes: str = "", pods: str = "", services: str = "") -> Offer:
+    return Offer(networks(nodes.split()), networks(pods.split()), networks(services.split()))
+
+
+def enter(
+    registry: Registry, name: str, offered: Offer, *, now: float = 0.0, stream: int = 1, psk: PresharedKey = PSK
+) -> Admitted:
+    enroll = Enroll((("stream", key(name)),), offered)
+    return admit(registry, POLICY, who(name), enroll, (ip_address("192.168.128.9"),), psk, stream, now)
+
+
+def reasons(admitted: Admitted) -> dict[str, str]:
+    return {str(r.prefix): r.reason for r in admitted.client.refused}
+
+
+def test_what_is_declared_is_accepted() -> None:
+    done = enter(Registry(), "n1", offer("10.250.0.7/32 fd00:250::7/128", "100.96.1.0/24", "100.64.0.0/13"))
+    assert done.client.own == networks(["10.250.0.7/32", "fd00:250::7/128", "100.96.1.0/24"])
+    assert done.client.shared == networks(["100.64.0.0/13"])
+    assert done.client.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        ("0.0.0.0/0", "default-route"),
+        ("::/0", "default-route"),
+        ("10.1.0.0/16", "protected"),
+        ("10.1.2.3/32", "protected"),
+        ("10.0.0.0/8", "protected"),
+        ("192.168.128.1/32", "protected"),
+        ("169.254.169.254/32", "outside"),
+        ("127.0.0.0/8", "outside"),
+        ("8.8.8.8/32", "outside"),
+        ("10.250.0.0/24", "not-a-host"),
+        ("10.250.0.0/16", "not-a-host"),
+        ("::ffff:10.250.0.1/128", "outside"),
+    ],
+)
+def test_what_is_not_declared_is_refused_with_its_reason(claim: str, reason: str) -> None:
+    done = enter(Registry(), "evil", offer(claim))
+    assert done.client.own == () and done.client.shared == ()
+    assert reasons(done) == {str(ip_network(claim)): reason}
+    assert str(ip_network(claim)) in done.client.refused[0].text
+
+
+def test_another_clients_prefix_is_taken_and_stays_where_it_is() -> None:
+    first = enter(Registry(), "n1", offer("10.250.0.7/32", "100.96.1.0/24"))
+    thief = enter(first.registry, "evil", offer("10.250.0.7/32", "100.96.1.128/25 100.96.0.0/16"))
+    assert reasons(thief) == {"10.250.0.7/32": "taken", "100.96.1.128/25": "taken", "100.96.0.0/16": "taken"}
+    assert "n1" in thief.client.refused[0].text
+    held = carried(thief.registry, 0.0)
+    assert held[str(who("n1"))] == networks(["10.250.0.7/32", "100.96.1.0/24"])
+    assert held[str(who("evil"))] == ()
+
+
+def test_services_go_to_one_live_client_and_move_when_its_stream_is_gone() -> None:
+    registry = enter(Registry(), "n1", offer(services="100.64.0.0/13"), stream=1).registry
+    registry = enter(registry, "n2", offer(services="100.64.0.0/13"), stream=2).registry
+    before = carried(registry, 0.0)
+    owner = next(name for name, prefixes in before.items() if prefixes)
+    other = next(name for name in before if name != owner)
+    assert before[other] == ()
+    stream = registry.clients[owner].stream
+    assert stream is not None
+    lost = stream_down(registry, stream, 10.0)
+    assert carried(lost, 11.0)[owner], "patience: a reconnect must not move prefixes"
+    assert carried(lost, 12.1)[other] and not carried(lost, 12.1)[owner]
+
+
+def test_services_stay_with_the_only_client_even_without_a_stream() -> None:
+    registry = enter(Registry(), "n1", offer(services="100.64.0.0/13"), stream=1).registry
+    assert carried(stream_down(registry, 1, 0.0), 100.0)[str(who("n1"))] == networks(["100.64.0.0/13"])
+
+
+def test_an_old_streams_end_does_not_touch_the_newer_stream() -> None:
+    registry = enter(Registry(), "n1", offer(), stream=1).registry
+    registry = enter(registry, "n1", offer(), stream=2).registry
+    assert stream_down(registry, 1, 1.0).clients[str(who("n1"))].stream == 2
+
+
+def test_enrolling_again_keeps_the_preshared_key_of_the_same_key_only() -> None:
+    first = enter(Registry(), "n1", offer())
+    again = enter(first.registry, "n1", offer(), psk=PresharedKey(b"q" * 32))
+    assert again.client.preshared_key == PSK
+    fresh = Enroll((("stream", key("other")),), offer())
+    changed = admit(first.registry, POLICY, who("n1"), fresh, (), PresharedKey(b"q" * 32), 2, 0.0)
+    assert changed.client.preshared_key == PresharedKey(b"q" * 32)
+
+
+def test_facts_of_a_stranger_are_nothing() -> None:
+    assert update_offer(Registry(), POLICY, who("n1"), offer("10.250.0.7/32")) is None
+    registry = enter(Registry(), "n1", offer()).registry
+    done = update_offer(registry, POLICY, who("n1"), offer("10.250.0.7/32 0.0.0.0/0"))
+    assert (
+        done is not None
+        and done.client.own == networks(["10.250.0.7/32"])
+        and reasons(done) == {"0.0.0.0/0": "default-route"}
+    )
+
+
+def test_grants_end() -> None:
+    registry = enter(Registry(), "n1", offer(), now=100.0).registry
+    assert next_expiry(registry) == 3700.0
+    assert expire(registry, 3699.9) is registry
+    assert not expire(registry, 3700.0).clients
+
+
+def test_adopted_peers_are_kept_for_a_while() -> None:
+    registry = Registry(adopted=(Peer(key("old")),), adopted_until=60.0)
+    assert next_expiry(registry) == 60.0
+    assert expire(registry, 59.0) is registry
+    assert not expire(registry, 60.0).adopted
+
+
+def reason_of(refuse: Refuse | None) -> str | None:
+    return refuse.reason if refuse else None
+
+
+def test_precheck_refuses_in_words() -> None:
+    good = Enroll((("stream", key("n1")),), offer())
+
+    def judged(identity: Identity, enroll: Enroll, registry: Registry | None = None) -> str | None:
+        return reason_of(precheck(registry or Registry(), POLICY, SERVER_KEY, identity, enroll))
+
+    assert judged(who("n1"), good) is None
+    assert judged(who("n1", control_plane="shoot--garden--b"), good) == "identity"
+    assert judged(who("n1", Role.SIDECAR), good) == "role"
+    assert judged(who("n1"), Enroll((), offer(), version_min=7, version_max=9)) == "version"
+    assert judged(who("n1"), Enroll((("direct", key("n1")),), offer())) == "key"
+    assert judged(who("n1"), Enroll((("stream", SERVER_KEY),), offer())) == "key"
+    taken = enter(Registry(), "n1", offer()).registry
+    assert judged(who("n2"), good, taken) == "key"
+    assert judged(who("n1"), good, taken) is None
