@@ -238,8 +238,14 @@ class WireGuard(Protocol):
 class NetStack(Protocol):
     """Links, addresses, rules, routes, sysctls and the nft table of the network namespace this process is in."""
 
-    async def read(self, ifnames: Sequence[str] | None, sysctls: Sequence[str] = ()) -> NetState:
-        """What is ours. `ifnames=None`: every link whose alias starts with IFALIAS_PREFIX."""
+    async def read(
+        self, ifnames: Sequence[str] | None, sysctls: Sequence[str] = (), firewall: str | None = None
+    ) -> NetState:
+        """What is ours. `ifnames=None`: every link whose alias starts with IFALIAS_PREFIX.
+
+        `firewall` is the text that is wanted: a new process, which did not apply it, recognises by it the table that its
+        predecessor made of the same text. Without that hint, and for a table of any other text, the answer is "".
+        """
 
     async def apply(self, steps: Sequence[NetStep]) -> None:
         """Apply in order. "Exists already" on add and "gone already" on delete are success. Raises HostError."""
