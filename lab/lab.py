@@ -1,0 +1,239 @@
+"""The lab: the machines of lab.addresses, the internet's DNS, servers to reach in the shoot, and everything gone at the end.
+
+    with Lab(proxy="none") as lab:
+        lab.node.run(["ping", "-c1", "198.51.100.1"])
+        lab.seed.run_tool("scan", "198.51.100.2", "1-1024", "1-1024")
+
+A lab leaves nothing behind: no namespace, link, process or file, also after an exception or Ctrl-C. If its own process is
+killed, the record in its directory lets `python -m lab down` finish the work.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from lab import addresses, topology
+from lab.addresses import Family, Pair
+from lab.impair import Impairment
+from lab.names import Names
+from lab.namespaces import Machine
+from lab.processes import LabError, Process
+from lab.records import Record, claim, started
+
+
+class Lab:
+    """A running lab. `proxy` is one of lab.proxies.KINDS; `underlay` is the address family that DNS answers with."""
+
+    def __init__(
+        self,
+        proxy: str = "none",
+        *,
+        nodes: int = 1,
+        underlay: Family = 4,
+        mtu_bytes: int = 1500,
+        impairment: Impairment | None = None,
+    ) -> None:
+        self.proxy = proxy
+        self.underlay: Family = underlay
+        self.impairment = impairment
+        self.machines: dict[str, Machine] = {}
+        self._plan = topology.Plan(nodes, mtu_bytes, straight=proxy == "none", impaired=impairment is not None)
+        self._undo: list[Callable[[], None]] = []
+
+    # The machines.
+
+    @property
+    def seed(self) -> Machine:
+        return self.machines["seed"]
+
+    @property
+    def net(self) -> Machine:
+        return self.machines["net"]
+
+    @property
+    def nat(self) -> Machine:
+        return self.machines["nat"]
+
+    @property
+    def node(self) -> Machine:
+        """The first node."""
+        return self.machines["node1"]
+
+    @property
+    def pod(self) -> Machine:
+        """The first node's pod."""
+        return self.machines["pod1"]
+
+    @property
+    def nodes(self) -> list[Machine]:
+        return [self.machines[f"node{index}"] for index in range(1, self._plan.nodes + 1)]
+
+    @property
+    def pods(self) -> list[Machine]:
+        return [self.machines[f"pod{index}"] for index in range(1, self._plan.nodes + 1)]
+
+    # Life.
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    def up(self) -> None:
+        """Build everything. Whatever was built is gone again when this raises."""
+        if os.geteuid() != 0:
+            raise LabError("the lab makes network namespaces and must be run as root")
+        try:
+            self._build()
+        except BaseException:
+            self.down()
+            raise
+
+    def down(self) -> None:
+        """Remove everything, in the reverse order; a second Ctrl-C waits for it."""
+        failures: list[Exception] = []
+        with _undisturbed():
+            while self._undo:
+                try:
+                    self._undo.pop()()
+                except Exception as exc:
+                    failures.append(exc)
+        if failures:
+            raise ExceptionGroup("the lab could not remove everything", failures)
+
+    def _build(self) -> None:
+        self.directory, prefix = claim()
+        self._undo.append(lambda: shutil.rmtree(self.directory))
+        self.directory.chmod(0o755)  # proxies drop their privileges and still read their files
+        indexes = range(1, self._plan.nodes + 1)
+        names = ["seed", "net", "nat", *(f"{kind}{index}" for index in indexes for kind in ("node", "pod"))]
+        self.record = Record(
+            str(self.directory),
+            prefix,
+            tuple(prefix + name for name in names),
+            (),
+            self.proxy,
+            os.getpid(),
+            started(os.getpid()),
+        )
+        self.record.save()
+        for name in names:
+            self.machines[name] = Machine(f"{prefix}{name}", self.directory / name, [addresses.DNS[self.underlay]])
+            self._undo.append(self.machines[name].destroy)
+            self.machines[name].start()
+        for machine in self.machines.values():
+            machine.wait_ready()
+        self.record = replace(self.record, pauses=tuple(machine.pause_pid for machine in self.machines.values()))
+        self.record.save()
+        topology.wire(self.machines, self._plan)
+        if self.impairment is not None:
+            self._impair(self.impairment)
+        topology.finish(self.machines, self._plan)
+        self.names = Names(self.net, (addresses.DNS.v4, addresses.DNS.v6))
+        self.resolve_server_to()
+        servers = [
+            self._serve(machine, name) for name, machine in self.machines.items() if name.startswith(("node", "pod"))
+        ]
+        for server in servers:
+            server.wait_for_output("ready")
+
+    def _impair(self, impairment: Impairment) -> None:
+        self._settings = self.directory / "impairment.json"
+        self._settings.write_text(impairment.to_json())
+        self._impairer = self.net.spawn(
+            self.net.tool("../impair", self.net.proc_path, self.nat.proc_path, "wan0", self._settings), name="impair"
+        )
+        self._impairer.wait_for_output("ready")
+        for machine in (self.net, self.nat):
+            machine.ip(f"link set wan0 mtu {self._plan.mtu_bytes} txqueuelen 1000 up")
+
+    @staticmethod
+    def _serve(machine: Machine, name: str) -> Process:
+        return machine.spawn(
+            machine.tool("serve", name, addresses.HTTP_PORT, addresses.ECHO_PORT, addresses.BULK_PORT), name="serve"
+        )
+
+    # Faults and changes. Each is what really happens to such systems.
+
+    def resolve_server_to(self, *pairs: Pair) -> None:
+        """Change what DNS says of the server's name, to these hosts' addresses of the underlay's family. Without any:
+        what is right, that is the SNI proxy, or the seed itself (which a CONNECT proxy looks up)."""
+        right = addresses.PROXY if self.proxy.endswith("-sni") else addresses.SEED
+        self.names.set(
+            {
+                addresses.SERVER_NAME: [pair[self.underlay] for pair in pairs or (right,)],
+                addresses.PROXY_NAME: [addresses.PROXY[self.underlay]],
+            }
+        )
+
+    def block(self, direction: str = "both") -> None:
+        """Drop silently, on the NAT router, what goes `up` (out of the shoot), `down`, or both. Until `unblock`."""
+        rules = {"up": 'oifname "wan0" drop', "down": 'iifname "wan0" drop'}
+        wanted = rules.values() if direction == "both" else [rules[direction]]
+        lines = "".join(f"    {rule}\n" for rule in wanted)
+        self.nat.nft(
+            "table inet blocked { }\ndelete table inet blocked\n"
+            f"table inet blocked {{\n  chain forward {{\n    type filter hook forward priority -300;\n{lines}  }}\n}}\n"
+        )
+
+    def unblock(self) -> None:
+        self.nat.nft("table inet blocked { }\ndelete table inet blocked\n")
+
+    def change_impairment(self, impairment: Impairment) -> None:
+        """Change the wire while packets are on it. Only in a lab that was made with an impairment."""
+        self._settings.write_text(impairment.to_json())
+        self._impairer.signal(signal.SIGHUP)
+
+    def flush_nft(self, machine: Machine) -> None:
+        """`nft flush ruleset` by hand on a machine. A node's own rules are put back in the same transaction, as kube-proxy would."""
+        own = "".join(
+            topology.node_firewall(index) for index, node in enumerate(self.nodes, start=1) if node is machine
+        )
+        machine.nft(f"flush ruleset\n{own}")
+
+    def change_node_address(self, index: int = 1) -> None:
+        """A node's uplink gets another address, as with a new DHCP lease; connections from the old one die silently."""
+        node = self.nodes[index - 1]
+        topology.move(node, "eth0", addresses.node(index), addresses.spare_node(index), addresses.NAT_INSIDE)
+
+    def change_nat_address(self) -> None:
+        """The provider gives the NAT router another public address and forgets the flows of the old one."""
+        topology.move(self.nat, "wan0", addresses.NAT_OUTSIDE, addresses.NAT_OUTSIDE_SPARE, addresses.NET)
+
+    # Keeping it.
+
+    def keep(self) -> Record:
+        """Leave everything running when this process ends, for `python -m lab down` to remove."""
+        self._undo.clear()
+        self.record.keep()
+        return self.record
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the end of the block, so that a clean-up is never left half-way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for number in pending:
+            signal.raise_signal(number)
