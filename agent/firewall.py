@@ -1,0 +1,179 @@
+"""Renders our one nft table from a frozen value. Default deny: what the value does not name does not come out of the tunnel.
+
+The table `inet rhizome` only ever looks at packets of the tunnel's devices and at packets for WireGuard's own UDP port; it
+accepts nothing that another table of the host drops. Its parts, in the order in which a packet meets them:
+
+- `spoofed` (prerouting, before connection tracking): a packet out of the tunnel must come from one of `sources`.
+- `input` and `forward`, through `from_tunnel`: established connections pass, and the ICMP errors that belong to them
+  (RFC 792, RFC 4443; needed for path MTU discovery), but no other "related" traffic: a connection tracking helper would
+  let the far side open ports here. New connections pass only from `initiators` to `destinations`.
+- `clamp`: TCP SYNs in both directions promise no more than the tunnel's MTU carries (RFC 4459 section 3.2).
+- `masquerade`: hosts behind us need no route back.
+
+Text is written for nft 1.0.6 and later, in the layout of `nft list`. Equal values give equal text. Nothing in a value can
+add syntax: names are checked, addresses are printed from their integers, everything else is a constant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
+
+from agent.errors import ConfigError
+from agent.model import MTU_MAX_BYTES, MTU_MIN_BYTES, IPNetwork
+
+TABLE = "rhizome"
+#: Named counters of the table, and what a packet on each of them was.
+COUNTERS = {
+    "spoofed": "came out of the tunnel with a source that is not the far side's",
+    "opened": "opened a connection out of the tunnel, as it may",
+    "denied": "tried to open a connection out of the tunnel, and was dropped",
+    "not_local": "came for WireGuard's port from elsewhere than this host",
+}
+
+# Narrower than the kernel's rule: these need no quoting, and none is a wildcard to nft.
+_IFNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Firewall:
+    """What may cross between the tunnel and this host. An empty set is "none"; there is no "any" except a written /0.
+
+    `devices`: names of the tunnel's devices. `sources`: who may send out of the tunnel at all, replies included.
+    `initiators` may open connections out of the tunnel to `destinations`, on this host or behind it; a destination is
+    where the packet was sent before anybody's DNAT, so granting a service range is enough to reach its pods.
+    `masquerade`: destinations (again before DNAT) that see this host's address instead of the initiator's.
+    `local_ports`: UDP ports that only this host may send to, as WireGuard's is when all packets come by way of the relay.
+    `mtu_bytes`: the smallest MTU of `devices`.
+    """
+
+    devices: frozenset[str]
+    sources: frozenset[IPNetwork]
+    initiators: frozenset[IPNetwork] = frozenset()
+    destinations: frozenset[IPNetwork] = frozenset()
+    masquerade: frozenset[IPNetwork] = frozenset()
+    local_ports: frozenset[int] = frozenset()
+    mtu_bytes: int = 1420
+
+
+def render(firewall: Firewall) -> str:
+    """The table's whole text, without what it takes to replace an older one. Raises ConfigError naming every problem."""
+    if problems := list(_problems(firewall)):
+        raise ConfigError(*problems)
+    blocks = [
+        ['comment "Made by Rhizome. Changes by hand are undone within seconds."'],
+        *([f"counter {name} {{", "}"] for name in sorted(COUNTERS)),
+        *_sets(firewall),
+        *_filters(firewall),
+        *_clamp(firewall),
+        *_masquerade(firewall),
+    ]
+    return f"table inet {TABLE} {{\n" + "\n\n".join(_indent(block) for block in blocks) + "\n}\n"
+
+
+def _problems(firewall: Firewall) -> Iterator[str]:
+    if not firewall.devices:
+        yield "firewall: no device is named, so nothing would be filtered"
+    for name in sorted(firewall.devices):
+        if not _IFNAME.fullmatch(name):
+            yield f"firewall: {name!r} is not an interface name of 1 to 15 letters, digits, '.', '_' and '-'"
+    for port in sorted(firewall.local_ports):
+        if not 0 < port < 65536:
+            yield f"firewall: {port} is not a UDP port"
+    if not MTU_MIN_BYTES <= firewall.mtu_bytes <= MTU_MAX_BYTES:
+        yield f"firewall: mtu {firewall.mtu_bytes} is not in {MTU_MIN_BYTES}..{MTU_MAX_BYTES}"
+
+
+def _sets(firewall: Firewall) -> Iterator[list[str]]:
+    for name in ("sources", "initiators", "destinations", "masquerade"):
+        networks: frozenset[IPNetwork] = getattr(firewall, name)
+        for version, texts in ((4, _v4(networks)), (6, _v6(networks))):
+            if texts or name == "sources":
+                elements = [f"\telements = {{ {', '.join(texts)} }}"] if texts else []
+                yield [f"set {name}{version} {{", f"\ttype ipv{version}_addr", "\tflags interval", *elements, "}"]
+
+
+def _filters(firewall: Firewall) -> Iterator[list[str]]:
+    incoming = f"iifname {_devices(firewall)}"
+    yield _chain(
+        "spoofed",
+        "type filter hook prerouting priority raw; policy accept;",
+        f"{incoming} ip saddr != @sources4 counter name spoofed drop",
+        f"{incoming} ip6 saddr != @sources6 counter name spoofed drop",
+    )
+    ports = ", ".join(map(str, sorted(firewall.local_ports)))
+    yield _chain(
+        "input",
+        "type filter hook input priority filter; policy accept;",
+        *([f'iifname != "lo" udp dport {{ {ports} }} counter name not_local drop'] if ports else []),
+        f"{incoming} jump from_tunnel",
+    )
+    yield _chain("forward", "type filter hook forward priority filter; policy accept;", f"{incoming} jump from_tunnel")
+    opening = [
+        f"{family} saddr @initiators{version} ct original {family} daddr @destinations{version} counter name opened accept"
+        for family, version in (("ip", 4), ("ip6", 6))
+        if _of(version, firewall.initiators) and _of(version, firewall.destinations)
+    ]
+    yield _chain(
+        "from_tunnel",
+        "ct state established accept",
+        "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
+        "ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
+        *opening,
+        "counter name denied drop",
+    )
+
+
+def _clamp(firewall: Firewall) -> Iterator[list[str]]:
+    # `rt mtu` knows only the way out; the fixed sizes cover the other direction. The kernel never raises an MSS.
+    devices, syn = _devices(firewall), "tcp flags syn / syn,rst tcp option maxseg size set"
+    yield _chain(
+        "clamp",
+        "type filter hook forward priority mangle; policy accept;",
+        f"oifname {devices} {syn} rt mtu",
+        f"iifname {devices} meta nfproto ipv4 {syn} {firewall.mtu_bytes - 40}",
+        f"iifname {devices} meta nfproto ipv6 {syn} {firewall.mtu_bytes - 60}",
+    )
+
+
+def _masquerade(firewall: Firewall) -> Iterator[list[str]]:
+    devices = _devices(firewall)
+    leaving = f"iifname {devices} oifname != {devices}"
+    # Random ports: two connections that start at once do not lose a packet over the same free port.
+    rules = [
+        f"{leaving} ct original {family} daddr @masquerade{version} masquerade fully-random"
+        for family, version in (("ip", 4), ("ip6", 6))
+        if _of(version, firewall.masquerade)
+    ]
+    if rules:
+        yield _chain("masquerade", "type nat hook postrouting priority srcnat; policy accept;", *rules)
+
+
+def _chain(name: str, *lines: str) -> list[str]:
+    return [f"chain {name} {{", *(f"\t{line}" for line in lines), "}"]
+
+
+def _indent(lines: Iterable[str]) -> str:
+    return "\n".join(f"\t{line}" for line in lines)
+
+
+def _devices(firewall: Firewall) -> str:
+    return "{ " + ", ".join(f'"{name}"' for name in sorted(firewall.devices)) + " }"
+
+
+def _of(version: int, networks: Iterable[IPNetwork]) -> bool:
+    return any(network.version == version for network in networks)
+
+
+def _v4(networks: Iterable[IPNetwork]) -> list[str]:
+    """Sorted and without overlaps, which an interval set does not take."""
+    merged = collapse_addresses(n for n in networks if isinstance(n, IPv4Network))
+    return [f"{IPv4Address(int(n.network_address))}/{n.prefixlen}" for n in merged]
+
+
+def _v6(networks: Iterable[IPNetwork]) -> list[str]:
+    # By way of the integer: an IPv6 network may carry a zone id, which is free text.
+    merged = collapse_addresses(n for n in networks if isinstance(n, IPv6Network))
+    return [f"{IPv6Address(int(n.network_address))}/{n.prefixlen}" for n in merged]
