@@ -1,0 +1,119 @@
+"""The data plane of one role: its WireGuard device's key and epoch, and the engine that keeps the host as desired.
+
+A key is born here in memory and lives in the device. A daemon that starts and finds its device adopts key, epoch and peers:
+the sessions go on. A device that had to be made anew has no sessions, so it gets a new epoch, whatever its key.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from agent.engine import Engine, Pass, apply, observe
+from agent.errors import ConfigError
+from agent.host import NetStack, WireGuard
+from agent.keys import generate_private_key, public_key
+from agent.model import FWMARK, IFALIAS_PREFIX, Device, DeviceState, Observed, PrivateKey, PublicKey, Tunnel
+from agent.plan import plan
+
+log = logging.getLogger("rhizome.dataplane")
+
+
+@dataclass(frozen=True, slots=True)
+class Incarnation:
+    """What makes a device this device. `epoch` is 8 hex digits, new whenever the device is."""
+
+    private_key: PrivateKey
+    public_key: PublicKey
+    epoch: str
+
+    @classmethod
+    def new(cls) -> Incarnation:
+        key = generate_private_key()
+        return cls(key, public_key(key), _new_epoch())
+
+
+def _new_epoch() -> str:
+    return secrets.token_hex(4)
+
+
+class DataPlane:
+    """One device `ifname` of `role`. `adopted` is the device as it was found at start, None when there was none."""
+
+    def __init__(
+        self, wg: WireGuard, net: NetStack, ifname: str, role: str, incarnation: Incarnation, adopted: Device | None
+    ) -> None:
+        self.wg = wg
+        self.net = net
+        self.ifname = ifname
+        self.role = role
+        self.incarnation = incarnation
+        self.adopted = adopted
+        self._known = adopted is not None
+
+    @classmethod
+    async def open(cls, wg: WireGuard, net: NetStack, ifname: str, role: str) -> DataPlane:
+        """Look for our device and adopt it. Raises ConfigError when the name belongs to another program's or role's device."""
+        observed = await observe(wg, net, (ifname,))
+        device = next((d for d in observed.tunnel.devices if d.ifname == ifname), None)
+        if device is None or device.private_key is None:
+            return cls(wg, net, ifname, role, Incarnation.new(), None)
+        words = device.alias.removeprefix(IFALIAS_PREFIX).split()
+        if len(words) != 2 or words[0] != role:
+            if device.alias.strip() not in ("", IFALIAS_PREFIX.strip()):
+                raise ConfigError(
+                    f"interface {ifname} is of another role ({device.alias!r}): choose another --ifname, or `rhizome-agent cleanup`"
+                )
+            words = [role, _new_epoch()]
+        log.info(
+            "adopted device %s with %d peers",
+            ifname,
+            len(device.peers),
+            extra={"event": "device.adopted", "ifname": ifname},
+        )
+        incarnation = Incarnation(device.private_key, public_key(device.private_key), words[1])
+        return cls(wg, net, ifname, role, incarnation, device)
+
+    def engine(self, desired: Callable[[], Tunnel], on_pass: Callable[[Pass], None], resync_s: float) -> Engine:
+        return Engine(self.wg, self.net, desired, on_pass, resync_s=resync_s)
+
+    def device(self, *, listen_port: int, mtu_bytes: int) -> Device:
+        """The desired device without addresses and peers."""
+        return Device(
+            ifname=self.ifname,
+            private_key=self.incarnation.private_key,
+            listen_port=listen_port,
+            fwmark=FWMARK,
+            mtu_bytes=mtu_bytes,
+            alias=f"{IFALIAS_PREFIX}{self.role} {self.incarnation.epoch}",
+        )
+
+    def is_new_incarnation(self, done: Pass) -> bool:
+        """True when this pass had to make the device again, so that the sessions of the one before are gone."""
+        if self.ifname not in done.created:
+            return False
+        again, self._known = self._known, True
+        if again:
+            self.incarnation = replace(self.incarnation, epoch=_new_epoch())
+            log.warning(
+                "device %s was gone and is made anew",
+                self.ifname,
+                extra={"event": "device.lost", "ifname": self.ifname},
+            )
+        return again
+
+    async def read(self) -> DeviceState | None:
+        """Peers' handshakes and counters as of now; None without a device."""
+        return await self.wg.read(self.ifname)
+
+
+async def cleanup(wg: WireGuard, net: NetStack) -> Observed:
+    """Remove every device, route, rule and nft table that is ours in this network namespace, and nothing else.
+
+    Returns what was found. Sysctls stay as they are: what they were before is not known any more.
+    """
+    found = await observe(wg, net, None)
+    await apply(plan(Tunnel(), found), wg, net)
+    return found

@@ -1,0 +1,276 @@
+"""The seed server: admits clients, keeps the hub device as they need it, and watches with a canary that packets cross.
+
+Order matters when a client enrols: its address is committed in the IPAM, then its peer stands on the device, and only then
+is the grant sent, so its first handshake meets a known key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+from agent.canary import INTERVAL_S, Prober
+from agent.carrier.api import Close, Command, Down, Event, GetStats, Message, Send, Stats, Turned, Up
+from agent.dataplane import DataPlane
+from agent.engine import Pass
+from agent.errors import BadMessage, PoolExhausted, StoreError
+from agent.identity import Identity
+from agent.keys import generate_preshared_key
+from agent.messages import Enroll, Facts, Grant, Refuse, encode, parse
+from agent.model import IPAddress, PresharedKey, PublicKey, Tunnel
+from agent.run import spawn
+from seed_server import desired
+from seed_server.charter import Charter
+from seed_server.registry import STREAM, Admitted, Registry, admit, carried, expire, precheck, stream_down, update_offer
+
+log = logging.getLogger("rhizome.seed")
+
+ENROLLS_AT_ONCE = 64
+PEER_IN_PLACE_S = 5.0  # how long an enrolling client waits for its peer to stand on the device
+ADOPTED_KEPT_S = 60.0  # after a restart, clients have this long to enrol again before their peers are removed
+
+#: The addresses of a client: committed in the IPAM when it returns. Raises StoreError (PoolExhausted when there is none).
+Allocate = Callable[[Identity], Awaitable[tuple[IPAddress, ...]]]
+
+
+@dataclass(slots=True)
+class Live:
+    """What the server knows besides the registry: streams, what was said to whom, and counts for the metrics."""
+
+    streams: dict[int, tuple[Identity, Up]] = field(default_factory=dict)
+    sent: dict[str, Grant] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)  # prefixes and enrolls turned down, by reason
+    turned_away: Counter[str] = field(default_factory=Counter)  # connections, by cause
+    steps: Counter[str] = field(default_factory=Counter)  # applied by the engine, by kind
+    stats: Stats | None = None
+    last_pass: Pass | None = None
+
+
+class SeedServer:
+    """One control plane's server. `run` returns when `stop` is set, and leaves the data plane running."""
+
+    def __init__(
+        self,
+        charter: Charter,
+        plane: DataPlane,
+        allocate: Allocate,
+        send: Callable[[Command], None],
+        *,
+        wireguard_port: int,
+        resync_s: float,
+    ) -> None:
+        self.charter = charter
+        self.plane = plane
+        self.live = Live()
+        self.prober = Prober(time.monotonic)
+        self.registry = Registry()
+        if plane.adopted is not None:
+            self.registry = Registry(
+                adopted=tuple(plane.adopted.peers), adopted_until=time.monotonic() + ADOPTED_KEPT_S
+            )
+        self._wireguard_port = wireguard_port
+        self._allocate = allocate
+        self._send = send
+        self._enrolling = asyncio.Semaphore(ENROLLS_AT_ONCE)
+        self._carries: desired.Carries = {}
+        self._stale = False
+        self.engine = plane.engine(self._desired, self._on_pass, resync_s)
+
+    async def run(self, events: AsyncIterator[Event], stop: asyncio.Event) -> None:
+        """`events` are the carrier's."""
+        spawn(self.engine.run(), name="seed.engine", vital=True)
+        spawn(self._listen(events), name="seed.events", vital=True)
+        spawn(self._beat(), name="seed.beat", vital=True)
+        await stop.wait()
+        self.prober.close()
+
+    # What the host and the clients should have
+
+    def _desired(self) -> Tunnel:
+        self._refresh()
+        device = self.plane.device(listen_port=self._wireguard_port, mtu_bytes=self.charter.mtu_bytes)
+        return desired.tunnel(device, self.charter, self.registry, self._carries)
+
+    def _on_pass(self, done: Pass) -> None:
+        self.live.last_pass = done
+        self.live.steps.update(type(step).__name__ for step in done.steps)
+        if self.plane.is_new_incarnation(done):
+            self.engine.wake()  # the alias carries the new epoch
+            self._tell(self.registry.clients)
+        if done.error is None and (done.created or not self.prober.is_open):
+            self.prober.open(self.plane.ifname, self.charter.addresses[0])
+
+    def _commit(self, registry: Registry) -> None:
+        """Take `registry` as the truth. What follows from it is worked out once for all changes of this turn of the loop."""
+        self.registry = registry
+        self._stale = True
+        self.engine.wake()
+
+    def _refresh(self) -> None:
+        """Who carries what now; those clients whose prefixes moved are told."""
+        if not self._stale:
+            return
+        self._stale = False
+        before, self._carries = self._carries, carried(self.registry, time.monotonic())
+        self.prober.watch({str(c.addresses[0]) for c in self.registry.clients.values() if c.addresses})
+        self._tell([key for key in self.live.sent if key in self._carries and before.get(key) != self._carries[key]])
+
+    def _tell(self, keys: Iterable[str]) -> None:
+        """Send their grants as they are now."""
+        self._refresh()
+        now = time.monotonic()
+        for key in tuple(keys):
+            client = self.registry.clients[key]
+            if client.stream is None:
+                continue
+            incarnation = self.plane.incarnation
+            grant = desired.grant(
+                incarnation.public_key, incarnation.epoch, self.charter, client, self._carries[key], now
+            )
+            self.live.sent[key] = grant
+            self._send(Send(client.stream, encode(grant)))
+
+    # What the carrier says
+
+    async def _listen(self, events: AsyncIterator[Event]) -> None:
+        async for event in events:
+            if isinstance(event, Up):
+                self._up(event)
+            elif isinstance(event, Message):
+                self._message(event.stream, event.text)
+            elif isinstance(event, Down):
+                self._down(event)
+            elif isinstance(event, Stats):
+                self.live.stats = event
+            elif isinstance(event, Turned):
+                self.live.turned_away = Counter(dict(event.counts))
+
+    def _up(self, event: Up) -> None:
+        try:
+            identity = Identity.parse(event.identity)
+        except ValueError as exc:
+            self._send(Close(event.stream, f"identity: {exc}"))
+            return
+        self.live.streams[event.stream] = identity, event
+        log.info(
+            "stream up: %s from %s",
+            identity,
+            event.peer,
+            extra={"event": "stream.up", "peer": identity.name, "stream": event.stream},
+        )
+        for text in event.replay:
+            self._message(event.stream, text)
+
+    def _down(self, event: Down) -> None:
+        identity, _ = self.live.streams.pop(event.stream, (None, None))
+        if identity is not None:
+            log.info(
+                "stream down: %s: %s %s",
+                identity,
+                event.reason,
+                event.detail,
+                extra={"event": "stream.down", "peer": identity.name, "stream": event.stream, "reason": event.reason},
+            )
+        self._commit(stream_down(self.registry, event.stream, time.monotonic()))
+
+    def _message(self, stream: int, text: str) -> None:
+        identity, _ = self.live.streams.get(stream, (None, None))
+        if identity is None:
+            return
+        try:
+            message = parse(text)
+        except BadMessage as exc:
+            self.live.refused["malformed"] += 1
+            self._send(Close(stream, str(exc)))
+            return
+        if isinstance(message, Enroll):
+            spawn(self._enroll(stream, identity, message), name=f"seed.enroll.{stream}")
+        elif isinstance(message, Facts):
+            admitted = update_offer(self.registry, self.charter.policy, identity, message.offer)
+            if admitted is not None:
+                self._admitted(admitted)
+                self._tell([str(identity)])
+
+    # Admission
+
+    async def _enroll(self, stream: int, identity: Identity, enroll: Enroll) -> None:
+        async with self._enrolling:
+            refuse = await self._admit(stream, identity, enroll)
+        if refuse is None:
+            self._tell([str(identity)])
+            return
+        self.live.refused[refuse.reason] += 1
+        log.warning(
+            "enroll of %s refused: %s: %s",
+            identity,
+            refuse.reason,
+            refuse.text,
+            extra={"event": "enroll.refused", "peer": identity.name, "reason": refuse.reason},
+        )
+        self._send(Send(stream, encode(refuse)))
+
+    async def _admit(self, stream: int, identity: Identity, enroll: Enroll) -> Refuse | None:
+        """None: the client is in and its peer stands on the device, or its stream has gone meanwhile."""
+        own_key = self.plane.incarnation.public_key
+        if refuse := precheck(self.registry, self.charter.policy, own_key, identity, enroll):
+            return refuse
+        try:
+            addresses = await self._allocate(identity)
+        except PoolExhausted as exc:
+            return Refuse("pool-exhausted", str(exc), retry_after_s=30.0)
+        except StoreError as exc:
+            return Refuse("store", str(exc), retry_after_s=5.0)
+        if stream not in self.live.streams:
+            return None
+        if refuse := precheck(self.registry, self.charter.policy, own_key, identity, enroll):
+            return refuse  # somebody else was faster while we waited for the address
+        key = dict(enroll.public_keys)[STREAM]
+        psk = self._adopted_psk(key) or generate_preshared_key()
+        self._admitted(
+            admit(self.registry, self.charter.policy, identity, enroll, addresses, psk, stream, time.monotonic())
+        )
+        try:
+            await asyncio.wait_for(self.engine.settled(), PEER_IN_PLACE_S)
+        except TimeoutError:
+            error = self.live.last_pass.error if self.live.last_pass else None
+            return Refuse("not-ready", f"the server's device is not ready: {error or 'busy'}", retry_after_s=1.0)
+        return None
+
+    def _admitted(self, admitted: Admitted) -> None:
+        client = admitted.client
+        known = self.registry.clients.get(str(client.identity))
+        self.live.refused.update(refusal.reason for refusal in client.refused)
+        if known is None or known.refused != client.refused:
+            for refusal in client.refused:
+                log.warning(
+                    "%s may not carry %s",
+                    client.identity,
+                    refusal.text,
+                    extra={"event": "prefix.refused", "peer": client.identity.name, "reason": refusal.reason},
+                )
+        self._commit(admitted.registry)
+
+    def _adopted_psk(self, key: PublicKey) -> PresharedKey | None:
+        """A client that was in before this server restarted keeps its preshared key: both ends must agree all the time."""
+        return next((p.preshared_key for p in self.registry.adopted if p.public_key == key), None)
+
+    # What time brings
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            now = time.monotonic()
+            registry = expire(self.registry, now)
+            for key in self.live.sent.keys() - registry.clients.keys():
+                del self.live.sent[key]
+            waiting = any(
+                client.stream is None for client in registry.clients.values()
+            )  # their shared prefixes may move
+            if registry is not self.registry or waiting:
+                self._commit(registry)
+            self.prober.ask()
+            self._send(GetStats())

@@ -1,0 +1,85 @@
+"""From a grant to a shoot node: its device, routes, firewall and forwarding. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import ip_interface, ip_network
+
+from agent.firewall import Firewall, render
+from agent.messages import Grant
+from agent.model import Device, Endpoint, IPAddress, IPNetwork, Peer, PublicKey, Route, Tunnel
+from shoot_client.gateway import forwarded, sysctls
+
+STREAM = "stream"  # the name of the device whose packets travel on the stream
+KEEPALIVE_S = 25  # when the server names none: a stream that is taken over must be heard of (WireGuard whitepaper 6.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What is constant on this node while the client runs."""
+
+    addresses: tuple[IPAddress, ...]
+    masquerade: bool
+    wireguard_port: int
+
+
+def server_key(grant: Grant) -> PublicKey | None:
+    """The server's key for the device of the stream; None if it names none (a newer server that has no such path)."""
+    return dict(grant.public_keys).get(STREAM)
+
+
+def tunnel(
+    device: Device, node: Node, grant: Grant | None, relay: Endpoint | None, refused: Iterable[IPNetwork] = ()
+) -> Tunnel:
+    """The whole host of a shoot client. `device` comes without addresses and peers; `relay` is where the carrier takes
+    WireGuard's packets, None while there is no carrier; `refused` are tunnel networks that the route guard turned down.
+
+    Without a grant the device stays, with nothing on it.
+    """
+    if grant is None:
+        return Tunnel((device,), firewall=_firewall(device, node, (), ()))
+    turned_down = frozenset(refused)
+    networks = tuple(n for n in grant.tunnel_networks if n not in turned_down)
+    addresses = tuple(a for a in grant.addresses if any(a in n for n in networks))
+    key = server_key(grant)
+    peers = frozenset[Peer]()
+    if key is not None:
+        peer = Peer(
+            key,
+            frozenset(networks),
+            endpoint=relay,
+            preshared_key=grant.preshared_key,
+            persistent_keepalive_s=grant.persistent_keepalive_s or KEEPALIVE_S,
+        )
+        peers = frozenset({peer})
+    device = replace(
+        device,
+        mtu_bytes=min(device.mtu_bytes, grant.mtu_bytes),
+        addresses=frozenset(ip_interface(f"{a}/{a.max_prefixlen}") for a in addresses),
+        peers=peers,
+    )
+    source = {address.version: address for address in addresses}
+    routes = frozenset(Route(n, device.ifname, source[n.version]) for n in networks if n.version in source)
+    local = tuple(ip_network(address) for address in addresses)
+    return Tunnel(
+        (device,),
+        routes,
+        _firewall(device, node, networks, (*grant.carries, *local)),
+        sysctls(forwarded(grant.carries, node.addresses)),
+    )
+
+
+def _firewall(device: Device, node: Node, networks: tuple[IPNetwork, ...], destinations: tuple[IPNetwork, ...]) -> str:
+    """The control plane may open connections to what this node carries, and nobody else may use the tunnel."""
+    return render(
+        Firewall(
+            devices=frozenset({device.ifname}),
+            sources=frozenset(networks),
+            initiators=frozenset(networks),
+            destinations=frozenset(destinations),
+            masquerade=frozenset(destinations) if node.masquerade else frozenset(),
+            local_ports=frozenset({node.wireguard_port}),
+            mtu_bytes=device.mtu_bytes,
+        )
+    )
