@@ -10,7 +10,7 @@ import asyncio
 import errno
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Never, get_args
 
@@ -40,9 +40,11 @@ class Pass:
         return frozenset(step.ifname for step in self.steps if isinstance(step, CreateDevice))
 
 
-async def observe(wg: WireGuard, net: NetStack, ifnames: Sequence[str] | None, sysctls: Iterable[str] = ()) -> Observed:
-    """One look at the host. `ifnames=None`: all devices of ours. Raises ConfigError if a name belongs to a foreign device."""
-    state = await net.read(ifnames, tuple(sysctls))
+async def observe(wg: WireGuard, net: NetStack, ifnames: Sequence[str] | None, want: Tunnel | None = None) -> Observed:
+    """One look at the host. `ifnames=None`: all devices of ours. `want` says which sysctls to read, and which firewall text
+    to recognise. Raises ConfigError if a name belongs to a foreign device."""
+    want = want or Tunnel()
+    state = await net.read(ifnames, sorted(key for key, _ in want.sysctls), want.firewall)
     devices: list[Device] = []
     statuses = []
     for ifname, link in state.links:
