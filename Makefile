@@ -1,0 +1,46 @@
+# One command per intent. `make` alone lists them.
+
+PYTHON_FILES = agent ipam seed_server shoot_client lab benchmarks tests
+PYTEST = .venv/bin/python -m pytest
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL = help
+.PHONY: help demo down check test fmt bench docs clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1mmake %-6s\033[0m %s\n", $$1, $$2}' Makefile
+
+demo: ## the main job, shown: seed to node, pod and service, through a tunnel the shoot dialled (root; KEEP=1 PROXY=kind)
+	@scripts/setup demo
+	@.venv/bin/python -m lab demo $(if $(KEEP),--keep) $(if $(PROXY),--proxy $(PROXY))
+
+down: ## remove what `make demo KEEP=1` left running
+	@.venv/bin/python -m lab down
+
+check: ## style, types, layers, and the tests that need no root: under a minute
+	@scripts/setup check
+	.venv/bin/ruff check --quiet $(PYTHON_FILES)
+	.venv/bin/ruff format --quiet --check $(PYTHON_FILES)
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-timing
+	$(PYTEST) -q tests/unit tests/property tests/golden
+
+test: check ## all tests: also contracts, fuzzing, network namespaces and a real kernel (root, about 20 minutes)
+	@scripts/setup test
+	$(PYTEST) tests/contract tests/fuzz tests/netns tests/kernel
+
+fmt: ## put all Python files into the one format
+	.venv/bin/ruff check --quiet --fix-only $(PYTHON_FILES)
+	.venv/bin/ruff format --quiet $(PYTHON_FILES)
+
+bench: ## the benchmarks behind docs/benchmarks.md (root; NAMES="relay tunnel" for some)
+	@scripts/setup test
+	.venv/bin/python -m benchmarks $(NAMES)
+
+docs: ## write again the documentation that is made from the code
+	@scripts/setup check
+	.venv/bin/python -m scripts.docs
+
+clean: ## remove what was built or cached here, but keep .venv
+	rm -rf build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
