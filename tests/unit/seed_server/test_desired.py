@@ -1,0 +1,98 @@
+"""From the registry to the hub device, and to each client's grant."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+from agent.identity import Identity, Role
+from agent.model import Device, Peer, PresharedKey, PrivateKey, PublicKey, networks
+from agent.plan import check
+from seed_server.charter import Charter
+from seed_server.desired import grant, tunnel
+from seed_server.registry import Client, Policy, Refusal, Registry, carried
+
+CHARTER = Charter(
+    policy=Policy("cp", networks(["10.250.0.0/16"]), (), networks(["100.64.0.0/13"]), (), 3600.0),
+    addresses=(ip_address("192.168.128.1"), ip_address("fd8f::1")),
+    tunnel_networks=networks(["192.168.128.0/17", "fd8f::/96"]),
+    ranges=networks(["10.250.0.0/16", "100.64.0.0/13"]),
+    mtu_bytes=1420,
+    persistent_keepalive_s=25,
+    firewall="table inet rhizome {}",
+)
+DEVICE = Device("rz-seed", PrivateKey(b"k" * 32), listen_port=51820)
+
+
+def client(name: str, number: int, own: str = "", shared: str = "") -> Client:
+    return Client(
+        identity=Identity("cp", Role.SHOOT_CLIENT, name),
+        public_key=PublicKey(name.encode().ljust(32, b".")),
+        addresses=(ip_address(f"192.168.128.{number}"), ip_address(f"fd8f::{number}")),
+        own=networks(own.split()),
+        shared=networks(shared.split()),
+        refused=(Refusal(networks(["0.0.0.0/0"])[0], "default-route", "words"),),
+        preshared_key=PresharedKey(b"p" * 32),
+        expires_at=1000.0,
+        stream=number,
+    )
+
+
+def registry(*clients: Client, adopted: tuple[Peer, ...] = ()) -> Registry:
+    return Registry({str(c.identity): c for c in clients}, adopted=adopted, adopted_until=60.0)
+
+
+def peers(reg: Registry) -> dict[PublicKey, Peer]:
+    want = tunnel(DEVICE, CHARTER, reg, carried(reg, 0.0))
+    check(want)
+    return {p.public_key: p for p in want.devices[0].peers}
+
+
+def test_every_declared_range_is_routed_even_when_nobody_carries_it() -> None:
+    want = tunnel(DEVICE, CHARTER, Registry(), {})
+    check(want)
+    assert {(str(r.dst), str(r.source)) for r in want.routes} == {
+        ("192.168.128.0/17", "192.168.128.1"),
+        ("fd8f::/96", "fd8f::1"),
+        ("10.250.0.0/16", "192.168.128.1"),
+        ("100.64.0.0/13", "192.168.128.1"),
+    }
+    assert want.firewall == CHARTER.firewall
+
+
+def test_a_client_gets_its_addresses_and_what_it_carries() -> None:
+    n1 = client("n1", 2, own="10.250.0.2/32", shared="100.64.0.0/13")
+    (peer,) = peers(registry(n1)).values()
+    assert peer.allowed_ips == frozenset(
+        networks(["192.168.128.2/32", "fd8f::2/128", "10.250.0.2/32", "100.64.0.0/13"])
+    )
+    assert peer.endpoint is None and peer.preshared_key == n1.preshared_key
+
+
+def test_a_shared_prefix_is_one_peers_only() -> None:
+    both = peers(registry(client("n1", 2, shared="100.64.0.0/13"), client("n2", 3, shared="100.64.0.0/13")))
+    assert sum(networks(["100.64.0.0/13"])[0] in p.allowed_ips for p in both.values()) == 1
+
+
+def test_an_adopted_peer_stays_until_its_client_or_another_claims_what_it_holds() -> None:
+    old = Peer(
+        PublicKey(b"o" * 32),
+        frozenset(networks(["192.168.128.2/32", "10.250.0.2/32"])),
+        preshared_key=PresharedKey(b"x" * 32),
+    )
+    assert peers(registry(adopted=(old,)))[old.public_key] == old
+    half = peers(registry(client("n2", 9, own="10.250.0.2/32"), adopted=(old,)))
+    assert half[old.public_key].allowed_ips == frozenset(networks(["192.168.128.2/32"]))
+    gone = peers(registry(client("n1", 2, own="10.250.0.2/32"), adopted=(old,)))
+    assert old.public_key not in gone
+    same = client("n1", 2, own="10.250.0.2/32")
+    known = replace(old, public_key=same.public_key)
+    assert len(peers(registry(same, adopted=(known,)))) == 1
+
+
+def test_a_grant_says_what_the_client_needs_and_how_long_it_lasts() -> None:
+    n1 = client("n1", 2, own="10.250.0.2/32")
+    told = grant(PublicKey(b"s" * 32), "e7", CHARTER, n1, networks(["10.250.0.2/32"]), now=400.0)
+    assert told.lifetime_s == 600.0 and told.epoch == "e7"
+    assert told.carries == networks(["10.250.0.2/32"])
+    assert told.servers == CHARTER.addresses and told.tunnel_networks == CHARTER.tunnel_networks
+    assert told.refused == (("0.0.0.0/0", "words"),)
+    assert grant(PublicKey(b"s" * 32), "e7", CHARTER, n1, (), now=4000.0).lifetime_s == 0.0
