@@ -1,0 +1,122 @@
+"""What can be set on a seed server. The table is the documentation: see docs/configuration.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+from typing import ClassVar
+
+from agent.kinds import CIDR, IFNAME, LISTEN, PATH, HostPort, integer
+from agent.model import IPNetwork
+from agent.role_settings import NETWORKS, OPERATION, TRANSPORT, TUNNEL, RoleSettings
+from agent.settings import Rule, setting, settings
+
+#: A grant is never longer, so a revoked client is out within the hour.
+GRANT_LIFETIME_MAX_S = 3600
+
+#: Never a shoot's: whoever routes these to a shoot hands it traffic of the seed's own (RFC 6890, RFC 5735 section 4).
+SPECIAL_NETWORKS = tuple(
+    ip_network(text)
+    for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/127", "fe80::/10", "ff00::/8")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(RoleSettings):
+    """Settings of one seed server, which belongs to one control plane."""
+
+    PROGRAM: ClassVar[str] = "rhizome-seed-server"
+    ABOUT: ClassVar[str] = (
+        "Accepts the shoot clients of one control plane, assigns them addresses and carries packets to them."
+    )
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "rhizome-seed-server --control-plane shoot--garden--a "
+        "--tls-ca pki/ca.crt --tls-certificate pki/server.crt --tls-key pki/server.key "
+        "--node-networks 10.250.0.0/16 --pod-networks 100.96.0.0/11 --service-networks 100.64.0.0/13",
+        "rhizome-seed-server --config examples/seed-server.toml --print-config",
+    )
+
+    ifname: str = setting(IFNAME, "name of the WireGuard device", group=TUNNEL, default="rz-seed")
+    persistent_keepalive_s: int = setting(
+        integer(0, 65535, "SECONDS"),
+        "how often WireGuard speaks up on an idle tunnel; 0: never (the stream has its own liveness)",
+        group=TUNNEL,
+        default=0,
+        unit="seconds",
+    )
+
+    listen: tuple[HostPort, ...] = settings(
+        LISTEN, "addresses of the TLS listener", group=TRANSPORT, default=(HostPort("::", 8443),)
+    )
+    max_streams: int = setting(integer(1, 100_000), "streams that may be up at once", group=TRANSPORT, default=10_000)
+    max_unauthenticated: int = setting(
+        integer(1, 10_000), "connections that may be in the middle of their handshake", group=TRANSPORT, default=64
+    )
+
+    tunnel_networks: tuple[IPNetwork, ...] = settings(
+        CIDR,
+        "where clients get their tunnel addresses from, at most one network per address family",
+        group=NETWORKS,
+        default=(ip_network("192.168.128.0/17"), ip_network("fd8f:6d53:b97a:1::/96")),
+    )
+    node_networks: tuple[IPNetwork, ...] = settings(CIDR, "the shoot's nodes", group=NETWORKS)
+    pod_networks: tuple[IPNetwork, ...] = settings(CIDR, "the shoot's pods", group=NETWORKS)
+    service_networks: tuple[IPNetwork, ...] = settings(CIDR, "the shoot's services", group=NETWORKS)
+    seed_networks: tuple[IPNetwork, ...] = settings(
+        CIDR, "the seed's own nodes, pods and services; nothing of them is ever routed to the shoot", group=NETWORKS
+    )
+
+    ipam_file: Path | None = setting(
+        PATH,
+        "file that remembers who has which tunnel address; empty: memory only",
+        group=OPERATION,
+        default=Path("/var/lib/rhizome/ipam.json"),
+    )
+    grant_lifetime_s: int = setting(
+        integer(10, GRANT_LIFETIME_MAX_S, "SECONDS"),
+        "how long a client may stay without renewing its grant",
+        group=OPERATION,
+        default=GRANT_LIFETIME_MAX_S,
+        unit="seconds",
+    )
+
+    def shoot_networks(self) -> tuple[IPNetwork, ...]:
+        """Nodes, pods and services of the shoot."""
+        return self.node_networks + self.pod_networks + self.service_networks
+
+    def check(self) -> Iterator[Rule]:
+        yield from RoleSettings.check(self)
+        if not self.listen:
+            yield Rule(("listen",), "empty: nobody could connect; give at least one address")
+        if not self.tunnel_networks:
+            yield Rule(("tunnel_networks",), "empty: clients could get no address; leave it out to take the default")
+        if len({network.version for network in self.tunnel_networks}) < len(self.tunnel_networks):
+            yield Rule(("tunnel_networks",), "two networks of one address family: leave one")
+        if not self.shoot_networks():
+            yield Rule(
+                ("node_networks", "pod_networks", "service_networks"), "all empty: nothing could be reached; give one"
+            )
+        yield from self._check_shoot_networks()
+        for theirs in self.seed_networks:
+            for ours in self.tunnel_networks:
+                if ours.overlaps(theirs):
+                    text = f"{ours} overlaps {theirs}: choose another tunnel network"
+                    yield Rule(("tunnel_networks", "seed_networks"), text)
+
+    def _check_shoot_networks(self) -> Iterator[Rule]:
+        for name in ("node_networks", "pod_networks", "service_networks"):
+            networks: tuple[IPNetwork, ...] = getattr(self, name)
+            for network in networks:
+                if network.prefixlen == 0:
+                    yield Rule((name,), f"{network} is everything: name the shoot's ranges")
+                    continue
+                for special in SPECIAL_NETWORKS:
+                    if network.overlaps(special):
+                        yield Rule((name,), f"{network} overlaps {special}, which is no shoot's: remove it")
+                for other in ("tunnel_networks", "seed_networks"):
+                    for taken in getattr(self, other):
+                        if network.overlaps(taken):
+                            text = f"{network} overlaps {taken}: the ranges of shoot, seed and tunnel must be disjoint"
+                            yield Rule((name, other), text)
