@@ -1,0 +1,158 @@
+"""What a role says about itself: one frozen value, made on demand, shown as JSON, metrics and the `status` table.
+
+Holds no secrets, so all of it may be printed. Ages and durations are seconds, None for never or not known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: Counts by a bounded set of words (reasons, causes, kinds); a JSON object.
+Counts = tuple[tuple[str, int], ...]
+
+
+class Verdict(Enum):
+    """UP: all of it works. DEGRADED: packets cross, but something is missing. DOWN: no packet crosses."""
+
+    UP = "UP"
+    DEGRADED = "DEGRADED"
+    DOWN = "DOWN"
+
+    @property
+    def ready(self) -> bool:
+        return self is not Verdict.DOWN
+
+
+@dataclass(frozen=True, slots=True)
+class PathHealth:
+    """One way to the other side. `transport` is stream or direct, `state` up, dialling or down, `via` the way in words."""
+
+    transport: str
+    via: str
+    state: str
+    detail: str = ""
+    rtt_s: float | None = None
+    handshake_age_s: float | None = None
+    mtu_bytes: int | None = None
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    drops: Counts = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerHealth:
+    """One tunnel peer: on the server a client, on a client the server. Prefixes are those that it carries now."""
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    path: str = ""
+    handshake_age_s: float | None = None
+    canary_age_s: float | None = None
+    rtt_s: float | None = None
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RangeHealth:
+    """One declared range of the shoot. `kind` is node, pod or service; `carrier` the peer's name, empty for none."""
+
+    prefix: str
+    kind: str
+    carrier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Since this process started. `refused` prefixes by reason, `turned_away` connections by cause, `repairs` by step."""
+
+    refused: Counts = ()
+    turned_away: Counts = ()
+    repairs: Counts = ()
+    reconnects: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoleStatus:
+    """Everything that a role tells. `since_s` is how long the verdict stands; `causes` has the root cause first.
+
+    `epoch` names the incarnation of the device; `backend` is kernel or userspace and `backend_reason` why.
+    """
+
+    role: str
+    control_plane: str
+    ifname: str
+    verdict: Verdict
+    sentence: str
+    since_s: float
+    causes: tuple[str, ...] = ()
+    version: str = ""
+    epoch: str = ""
+    backend: str = ""
+    backend_reason: str = ""
+    paths: tuple[PathHealth, ...] = ()
+    peers: tuple[PeerHealth, ...] = ()
+    ranges: tuple[RangeHealth, ...] = ()
+    counters: Counters = Counters()
+    certificate_expires_in_s: float | None = None
+    grant_expires_in_s: float | None = None
+    addresses_used: int | None = None
+    addresses_free: int | None = None
+
+
+_NESTED: Mapping[str, type[Any]] = {
+    "tuple[PathHealth, ...]": PathHealth,
+    "tuple[PeerHealth, ...]": PeerHealth,
+    "tuple[RangeHealth, ...]": RangeHealth,
+}
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """Plain data for json.dumps: dataclasses and counts become objects, tuples arrays."""
+    return {field.name: _plain(field.type, getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _plain(declared: Any, value: Any) -> Any:
+    if declared == "Counts":
+        return dict(value)
+    if isinstance(value, tuple):
+        return [_plain("", item) for item in value]
+    if isinstance(value, Verdict):
+        return value.value
+    return to_json(value) if dataclasses.is_dataclass(value) else value
+
+
+def from_json(data: Any) -> RoleStatus:
+    """A status as another version may have written it: unknown fields are dropped, missing ones have their default.
+
+    Raises ValueError when it is not a status at all.
+    """
+    try:
+        return _read(RoleStatus, data)
+    except (TypeError, AttributeError, KeyError) as exc:
+        raise ValueError("not a status of Rhizome") from exc
+
+
+def _read(cls: type[T], data: Mapping[str, Any]) -> T:
+    known = {field.name: field.type for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: _value(known[name], value) for name, value in data.items() if name in known})
+
+
+def _value(declared: Any, value: Any) -> Any:
+    if declared == "Counts":
+        return tuple(value.items())
+    if declared == "Verdict":
+        return Verdict(value)
+    if declared == "Counters":
+        return _read(Counters, value)
+    if declared in _NESTED:
+        return tuple(_read(_NESTED[declared], item) for item in value)
+    return tuple(value) if isinstance(value, list) else value
