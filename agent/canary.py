@@ -139,9 +139,8 @@ class Prober:
 class Responder:
     """Client side: answers, and notes when it was last asked and when an answer is known to have arrived."""
 
-    def __init__(self, clock: Callable[[], float], on_confirmed: Callable[[], None]) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._on_confirmed = on_confirmed
         self._port = _Port(self._asked)
         self._answers: deque[int] = deque(maxlen=3)  # numbers of the last questions that we answered
         self.asked_at: float | None = None
@@ -175,6 +174,5 @@ class Responder:
         self.asked_at = self._clock()
         if arrived and arrived in self._answers:
             self.confirmed_at = self.asked_at
-            self._on_confirmed()
         self._answers.append(number)
         self._port.send(_FORMAT.pack(_ANSWER, number, 0), sender)

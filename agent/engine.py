@@ -189,9 +189,7 @@ class Engine:
         observed, steps = Observed(Tunnel()), tuple[Step, ...]()
         try:
             want = self._desired()
-            observed = await observe(
-                self._wg, self._net, [d.ifname for d in want.devices], [key for key, _ in want.sysctls]
-            )
+            observed = await observe(self._wg, self._net, [d.ifname for d in want.devices], want)
             steps = plan(want, observed)
             for step in steps:
                 log.debug("%s", step, extra={"event": "step"})

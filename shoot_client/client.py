@@ -70,7 +70,7 @@ class ShootClient:
         self.plane = plane
         self.session = Session(((STREAM, plane.incarnation.public_key),), offer, software)
         self.live = Live()
-        self.responder = Responder(time.monotonic, lambda: None)
+        self.responder = Responder(time.monotonic)
         self._server = Identity(control_plane, Role.SEED_SERVER)
         self._mtu_bytes = mtu_bytes
         self._send = send

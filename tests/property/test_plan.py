@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from agent.engine import apply, observe
 from agent.errors import HostError
-from agent.fakes import FakeHost, FakeNetStack, FakeWireGuard
+from agent.fakes.host import FakeHost
+from agent.fakes.netstack import FakeNetStack
+from agent.fakes.wireguard import FakeWireGuard
 from agent.host import Step
 from agent.model import (
     IFALIAS_PREFIX,

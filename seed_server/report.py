@@ -1,0 +1,96 @@
+"""What a seed server says about itself. Pure: everything that is known comes in, one RoleStatus goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from agent.canary import Target
+from agent.carrier.api import Stats, Up
+from agent.health import Judgement, judge_server
+from agent.model import PeerStatus
+from agent.status import PathHealth, PeerHealth, RangeHealth
+from seed_server.charter import Charter
+from seed_server.desired import Carries
+from seed_server.registry import Client, Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was observed: canaries by tunnel address, WireGuard's counters by public key, streams by number. `wall` is the
+    time of day for WireGuard's handshake times, `now` the monotonic time for all others."""
+
+    canaries: Mapping[str, Target]
+    statuses: Iterable[PeerStatus]
+    streams: Mapping[int, Up]
+    stats: Stats | None
+    host_error: str
+    turned_away: str
+    wall: float
+    now: float
+
+
+def peers(registry: Registry, carries: Carries, seen: Seen) -> tuple[PeerHealth, ...]:
+    """One row per client, by name."""
+    status = {s.public_key: s for s in seen.statuses}
+    rows = []
+    for key, client in sorted(registry.clients.items()):
+        wg = status.get(client.public_key)
+        canary = seen.canaries.get(str(client.addresses[0])) if client.addresses else None
+        handshake = wg.latest_handshake if wg else None
+        rows.append(
+            PeerHealth(
+                name=client.identity.name,
+                addresses=tuple(map(str, client.addresses)),
+                prefixes=tuple(map(str, carries.get(key, ()))),
+                path=_path(client, seen.streams),
+                handshake_age_s=max(0.0, seen.wall - handshake) if handshake is not None else None,
+                canary_age_s=canary.age_s(seen.now) if canary else None,
+                rtt_s=canary.rtt_s if canary else None,
+                rx_bytes=wg.rx_bytes if wg else 0,
+                tx_bytes=wg.tx_bytes if wg else 0,
+                refused=tuple(r.text for r in client.refused),
+            )
+        )
+    return tuple(rows)
+
+
+def _path(client: Client, streams: Mapping[int, Up]) -> str:
+    up = streams.get(client.stream) if client.stream is not None else None
+    return f"stream from {up.peer}" if up else "no stream"
+
+
+def ranges(charter: Charter, registry: Registry, carries: Carries) -> tuple[RangeHealth, ...]:
+    """One row per declared range, with those who carry it or a part of it."""
+    rows = []
+    policy = charter.policy
+    for kind, declared in (("node", policy.nodes), ("pod", policy.pods), ("service", policy.services)):
+        for network in declared:
+            carriers = [
+                client.identity.name
+                for key, client in sorted(registry.clients.items())
+                if any(p.version == network.version and p.overlaps(network) for p in carries.get(key, ()))
+            ]
+            shown = ", ".join(carriers[:3]) + (f" and {len(carriers) - 3} more" if len(carriers) > 3 else "")
+            rows.append(RangeHealth(str(network), kind, shown))
+    return tuple(rows)
+
+
+def path(seen: Seen, mtu_bytes: int) -> PathHealth:
+    """All streams together: the server has one listener and as many paths as clients."""
+    stats = seen.stats
+    count = len(seen.streams)
+    return PathHealth(
+        transport="stream",
+        via=f"{count} stream{'' if count == 1 else 's'}",
+        state="up" if count else "down",
+        rtt_s=stats.rtt_s if stats else None,
+        mtu_bytes=mtu_bytes,
+        rx_bytes=stats.rx_bytes if stats else 0,
+        tx_bytes=stats.tx_bytes if stats else 0,
+        drops=stats.drops if stats else (),
+    )
+
+
+def judge(rows: tuple[PeerHealth, ...], carried: tuple[RangeHealth, ...], seen: Seen) -> Judgement:
+    return judge_server(rows, carried, host=seen.host_error, turned_away=seen.turned_away)

@@ -1,0 +1,129 @@
+"""The canary on loopback, and what it concludes from lost and late datagrams."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from agent.canary import PORT, Prober, Responder, Target
+
+LO = ip_address("127.0.0.1")
+LO6 = ip_address("::1")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=[LO, LO6])
+async def pair(clock: Clock, request: pytest.FixtureRequest) -> Iterator[tuple[Prober, Responder]]:  # type: ignore[misc]
+    prober, responder = Prober(clock), Responder(clock)
+    assert responder.open("lo", request.param) and prober.open("lo", request.param)
+    prober.watch({str(request.param)})
+    yield prober, responder
+    prober.close()
+    responder.close()
+
+
+def only(prober: Prober) -> Target:
+    (target,) = prober.targets.values()
+    return target
+
+
+async def turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+
+
+async def test_a_question_is_answered_and_the_second_one_confirms_the_answer(
+    pair: tuple[Prober, Responder], clock: Clock
+) -> None:
+    prober, responder = pair
+    assert only(prober).age_s(clock.now) is None and responder.age_s(clock.now) is None
+    prober.ask()
+    await turns()
+    assert only(prober).age_s(clock.now) == 0.0
+    assert responder.age_s(clock.now) is None, "that our answer arrived is only known with the next question"
+    clock.now += 1
+    prober.ask()
+    await turns()
+    assert responder.age_s(clock.now) == 0.0
+    clock.now += 7
+    assert only(prober).age_s(clock.now) == 7.0 and responder.age_s(clock.now) == 7.0
+
+
+async def test_what_is_watched_changes_without_forgetting(pair: tuple[Prober, Responder]) -> None:
+    prober, _ = pair
+    prober.ask()
+    await turns()
+    (known,) = prober.targets
+    prober.watch({known, "192.0.2.77"})
+    assert prober.targets[known].answered == 1 and prober.targets["192.0.2.77"].answered_at is None
+    prober.watch(set())
+    assert not prober.targets
+
+
+def answer(prober: Prober, number: int, sender: str) -> None:
+    prober._answered(struct.pack("!4sII", b"rzC!", number, 0), (sender, PORT))
+
+
+async def test_late_answers_count_and_stale_or_forged_ones_do_not(pair: tuple[Prober, Responder], clock: Clock) -> None:
+    prober, responder = pair
+    responder.close()
+    (address,) = prober.targets
+    for _ in range(5):
+        prober.ask()
+        clock.now += 1
+    target = only(prober)
+    answer(prober, 2, address)
+    assert target.answered_at is None, "three intervals old"
+    answer(prober, 9, address)
+    answer(prober, 5, "192.0.2.1")
+    prober._answered(b"short", (address, PORT))
+    prober._answered(struct.pack("!4sII", b"rzC?", 5, 0), (address, PORT))
+    assert target.answered_at is None
+    answer(prober, 4, address)
+    assert target.answered_at == clock.now and target.rtt_s == 2.0
+    clock.now += 1
+    answer(prober, 4, address)
+    assert target.answered_at == clock.now - 1, "an answer counts once"
+
+
+async def test_the_responder_ignores_everything_else(pair: tuple[Prober, Responder]) -> None:
+    _, responder = pair
+    for payload in (b"", b"x" * 12, b"rzC!" + bytes(8), b"rzC?" + bytes(100)):
+        responder._asked(payload, ("127.0.0.1", 9))
+    assert responder.asked_at is None
+
+
+async def test_no_device_is_no_error(clock: Clock) -> None:
+    prober = Prober(clock)
+    assert not prober.open("rz-absent", LO) and not prober.is_open
+    prober.watch({"127.0.0.1"})
+    prober.ask()
+    responder = Responder(clock)
+    assert not responder.open("lo", ip_address("192.0.2.1"))
+    responder.poke(LO)
+
+
+async def test_a_poke_is_one_datagram_that_means_nothing(clock: Clock) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.3", PORT))
+        server.settimeout(2)
+        responder = Responder(clock)
+        assert responder.open("lo", LO)
+        responder.poke(ip_address("127.0.0.3"))
+        assert len(server.recv(100)) == 12
+        responder.close()

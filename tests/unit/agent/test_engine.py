@@ -1,0 +1,136 @@
+"""The loop over the fake host: it repairs drift, it does not spin, and it leaves everything when it ends."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import ip_interface, ip_network
+
+import pytest
+
+from agent.engine import Engine, Pass, observe
+from agent.errors import ConfigError, HostError
+from agent.fakes.host import FakeHost
+from agent.fakes.netstack import FakeNetStack
+from agent.fakes.wireguard import FakeWireGuard
+from agent.model import Device, Peer, PrivateKey, PublicKey, Route, Tunnel
+
+NETWORK = ip_network("10.1.0.0/16")
+DEVICE = Device(
+    "rz0",
+    PrivateKey(b"k" * 32),
+    listen_port=51820,
+    alias="rhizome test e1",
+    addresses=frozenset({ip_interface("192.168.128.1/32")}),
+    peers=frozenset({Peer(PublicKey(b"p" * 32), frozenset({NETWORK}))}),
+)
+WANT = Tunnel((DEVICE,), frozenset({Route(NETWORK, "rz0")}), "table inet rhizome {}")
+
+
+class Rig:
+    def __init__(self, resync_s: float = 60.0) -> None:
+        self.host = FakeHost()
+        self.wg = FakeWireGuard(self.host)
+        self.want = WANT
+        self.passes: list[Pass] = []
+        self.engine = Engine(self.wg, FakeNetStack(self.host), lambda: self.want, self.passes.append, resync_s=resync_s)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    rig = Rig()
+    task = asyncio.ensure_future(rig.engine.run())
+    await asyncio.wait_for(rig.engine.settled(), 2)
+    yield rig
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_it_reaches_what_is_desired_and_then_is_idle(rig: Rig) -> None:
+    assert rig.passes[0].created == {"rz0"} and rig.passes[0].error is None
+    await asyncio.wait_for(rig.engine.settled(), 2)
+    assert rig.passes[-1].steps == () and rig.passes[-1].created == frozenset()
+
+
+@pytest.mark.parametrize("act", ["device", "routes", "firewall", "down"])
+async def test_it_repairs_what_others_break_because_netlink_says_so(rig: Rig, act: str) -> None:
+    done = len(rig.passes)
+    match act:
+        case "device":
+            rig.wg.kill("rz0")
+        case "routes":
+            rig.host.routes.clear()
+            rig.host.touch()
+        case "firewall":
+            rig.host.set_firewall(None)
+        case "down":
+            rig.host.set_up("rz0", False)
+    async with asyncio.timeout(2):
+        while not any(p.steps and p.error is None for p in rig.passes[done:]):
+            await asyncio.sleep(0.01)
+    await asyncio.wait_for(rig.engine.settled(), 2)
+    assert rig.host.routes[(NETWORK, 0)].ifname == "rz0"
+    assert rig.host.links["rz0"].up and rig.host.firewall == WANT.firewall
+
+
+async def test_what_wireguard_does_not_tell_is_found_by_the_resync() -> None:
+    rig = Rig(resync_s=0.05)
+    task = asyncio.ensure_future(rig.engine.run())
+    await asyncio.wait_for(rig.engine.settled(), 2)
+    rig.wg.devices["rz0"].peers.clear()
+    async with asyncio.timeout(2):
+        while not rig.wg.devices["rz0"].peers:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_a_failing_step_is_tried_again_without_spinning(rig: Rig) -> None:
+    rig.wg.fail_after(0)
+    before = len(rig.passes)
+    rig.want = Tunnel(
+        (replace(DEVICE, listen_port=51821),),
+        WANT.routes,
+        WANT.firewall,
+    )
+    await asyncio.wait_for(rig.engine.settled(), 5)
+    tried = rig.passes[before:]
+    assert isinstance(tried[0].error, HostError) and tried[-1].error is None
+    assert len(tried) < 10
+    assert rig.wg.devices["rz0"].listen_port == 51821
+
+
+async def test_cancelling_leaves_the_data_plane(rig: Rig) -> None:
+    assert rig.host.links["rz0"].up
+    assert rig.wg.devices["rz0"].peers
+
+
+async def test_settled_waits_for_a_pass_that_began_later(rig: Rig) -> None:
+    rig.want = Tunnel((DEVICE,), WANT.routes | {Route(ip_network("10.2.0.0/16"), "rz0")}, WANT.firewall)
+    await asyncio.wait_for(rig.engine.settled(), 2)
+    assert (ip_network("10.2.0.0/16"), 0) in rig.host.routes
+
+
+async def test_a_foreign_device_under_our_name_is_refused_in_words() -> None:
+    rig = Rig()
+    rig.host.add_link("rz0", "veth")
+    with pytest.raises(ConfigError, match="not WireGuard"):
+        await observe(rig.wg, FakeNetStack(rig.host), ["rz0"])
+    assert isinstance((await rig.engine.once()).error, ConfigError)
+
+
+async def test_a_wireguard_device_of_somebody_else_is_refused_in_words() -> None:
+    rig = Rig()
+    await rig.engine.once()
+    rig.host.links["rz0"].alias = "made by wg-quick"
+    with pytest.raises(ConfigError, match="did not make"):
+        await observe(rig.wg, FakeNetStack(rig.host), ["rz0"])
+    rig.host.links["rz0"].alias = ""
+    with pytest.raises(ConfigError, match="did not make"):
+        await observe(rig.wg, FakeNetStack(rig.host), ["rz0"])
+    rig.wg.devices["rz0"].peers.clear()
+    assert (await observe(rig.wg, FakeNetStack(rig.host), ["rz0"])).tunnel.devices, (
+        "one that we were interrupted in making"
+    )
