@@ -8,7 +8,7 @@ accepts nothing that another table of the host drops. Its parts, in the order in
   (RFC 792, RFC 4443; needed for path MTU discovery), but no other "related" traffic: a connection tracking helper would
   let the far side open ports here. New connections pass only from `initiators` to `destinations`.
 - `clamp`: TCP SYNs in both directions promise no more than the tunnel's MTU carries (RFC 4459 section 3.2).
-- `masquerade`: hosts behind us need no route back.
+- `source_nat`: hosts behind us need no route back.
 
 Text is written for nft 1.0.6 and later, in the layout of `nft list`. Equal values give equal text. Nothing in a value can
 add syntax: names are checked, addresses are printed from their integers, everything else is a constant.
@@ -148,7 +148,7 @@ def _masquerade(firewall: Firewall) -> Iterator[list[str]]:
         if _of(version, firewall.masquerade)
     ]
     if rules:
-        yield _chain("masquerade", "type nat hook postrouting priority srcnat; policy accept;", *rules)
+        yield _chain("source_nat", "type nat hook postrouting priority srcnat; policy accept;", *rules)
 
 
 def _chain(name: str, *lines: str) -> list[str]:

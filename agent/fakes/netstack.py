@@ -7,7 +7,7 @@ import errno
 from collections.abc import AsyncIterator, Sequence
 
 from agent.errors import HostError
-from agent.fakes.host import FakeHost, refuse
+from agent.fakes.host import FakeHost
 from agent.host import (
     AddAddress,
     AddRoute,
@@ -21,6 +21,7 @@ from agent.host import (
     SetSysctl,
 )
 from agent.model import IFALIAS_PREFIX, LinkState, NetState
+from agent.sysctl import path_of
 
 #: Per step, the errno that says that the host already is what the step wanted.
 _ALREADY = {
@@ -85,8 +86,7 @@ class FakeNetStack:
             case DelRoute(route):
                 host.delete_route(route)
             case SetSysctl(key, value):
-                if not key.startswith("net."):
-                    raise refuse(errno.EINVAL, key)
+                path_of(key)  # refuses what the real one refuses
                 host.set_sysctl(key, value)
             case SetFirewall(text):
                 host.set_firewall(text)
