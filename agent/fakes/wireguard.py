@@ -56,6 +56,7 @@ class FakeWireGuard:
         self.devices: dict[str, FakeDevice] = {}
         self._until_failure: int | None = None
         self._failure = errno.EIO
+        self.host.listeners.append(self._forget)
 
     def fail_after(self, steps: int, code: int = errno.EIO) -> None:
         """Creating, each step of `apply` and deleting count as one."""
@@ -63,7 +64,6 @@ class FakeWireGuard:
 
     def kill(self, ifname: str) -> None:
         """The device vanishes with its addresses and routes, as when wireguard-go dies or somebody deletes the link."""
-        del self.devices[ifname]
         self.host.delete_link(ifname)
 
     async def create(self, step: CreateDevice) -> None:
@@ -108,17 +108,17 @@ class FakeWireGuard:
         self._count(ifname)
         if ifname in self.host.links and self._find(ifname) is None:
             raise refuse(errno.EOPNOTSUPP, f"cannot delete {ifname}: not WireGuard")
-        self.devices.pop(ifname, None)
         if ifname in self.host.links:
             self.host.delete_link(ifname)
 
     def _find(self, ifname: str) -> FakeDevice | None:
-        """The device, None when its link is gone or never was one of WireGuard's."""
+        """The device, None when there is no such link or it is not WireGuard."""
         link = self.host.links.get(ifname)
-        if link is None or link.kind != self.kind:
-            self.devices.pop(ifname, None)
-            return None
-        return self.devices.setdefault(ifname, FakeDevice())
+        return self.devices.setdefault(ifname, FakeDevice()) if link is not None and link.kind == self.kind else None
+
+    def _forget(self) -> None:
+        for ifname in self.devices.keys() - self.host.links.keys():
+            del self.devices[ifname]
 
     def _count(self, ifname: str) -> None:
         if self._until_failure is None:
@@ -131,9 +131,8 @@ class FakeWireGuard:
 
 def _set_device(device: FakeDevice, step: SetDevice) -> None:
     if step.private_key is not None:
-        own = public_key(step.private_key)
-        device.peers.pop(own, None)  # a device is not its own peer
-        device.private_key = step.private_key if step.private_key != PrivateKey(bytes(32)) else None
+        device.peers.pop(public_key(step.private_key), None)  # a device is not its own peer
+        device.private_key = step.private_key
     if step.listen_port is not None:
         device.listen_port = step.listen_port
     if step.fwmark is not None:
