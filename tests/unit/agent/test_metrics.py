@@ -1,0 +1,97 @@
+"""The metrics page: what Prometheus's own parser makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.metrics import PEER_SERIES_MAX, exposition
+from agent.status import Counters, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict
+
+STATUS = RoleStatus(
+    "seed-server",
+    "a",
+    "rz-seed",
+    Verdict.DEGRADED,
+    "half",
+    12.5,
+    version="0.1.0",
+    backend="kernel",
+    paths=(PathHealth("stream", 'CONNECT "p":1', "up", rtt_s=0.02, rx_bytes=7, drops=(("codel", 3), ("full", 1))),),
+    peers=(PeerHealth("n1", prefixes=("10.0.0.0/24",), canary_age_s=0.5, tx_bytes=9), PeerHealth("n2")),
+    ranges=(RangeHealth("10.0.0.0/16", "node", "n1"), RangeHealth("100.64.0.0/13", "service")),
+    counters=Counters(
+        refused=(("default-route", 2),), turned_away=(("tls", 5),), repairs=(("AddRoute", 1),), reconnects=4
+    ),
+    grant_expires_in_s=1800.0,
+    addresses_used=3,
+    addresses_free=32000,
+)
+
+
+def samples(status: RoleStatus) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    for family in text_string_to_metric_families(exposition(status).decode()):
+        assert family.documentation, family.name
+        for sample in family.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            assert key not in found, f"{key} twice: Prometheus refuses the page"
+            found[key] = sample.value
+    return found
+
+
+def test_the_page_says_what_the_status_says() -> None:
+    got = samples(STATUS)
+    stream = ("transport", "stream")
+    expected = {
+        ("rhizome_build_info", (("backend", "kernel"), ("control_plane", "a"), ("ifname", "rz-seed"), ("role", "seed-server"), ("version", "0.1.0"))): 1,
+        ("rhizome_ready", ()): 1,
+        ("rhizome_verdict", (("verdict", "UP"),)): 0,
+        ("rhizome_verdict", (("verdict", "DEGRADED"),)): 1,
+        ("rhizome_verdict", (("verdict", "DOWN"),)): 0,
+        ("rhizome_verdict_age_seconds", ()): 12.5,
+        ("rhizome_path_up", (stream, ("via", 'CONNECT "p":1'))): 1,
+        ("rhizome_path_rtt_seconds", (stream,)): 0.02,
+        ("rhizome_path_receive_bytes_total", (stream,)): 7,
+        ("rhizome_path_transmit_bytes_total", (stream,)): 0,
+        ("rhizome_path_drops_total", (("reason", "codel"), stream)): 3,
+        ("rhizome_path_drops_total", (("reason", "full"), stream)): 1,
+        ("rhizome_peers", (("state", "answering"),)): 1,
+        ("rhizome_peers", (("state", "silent"),)): 1,
+        ("rhizome_peer_canary_age_seconds", (("peer", "n1"),)): 0.5,
+        ("rhizome_peer_prefixes", (("peer", "n1"),)): 1,
+        ("rhizome_peer_prefixes", (("peer", "n2"),)): 0,
+        ("rhizome_peer_receive_bytes_total", (("peer", "n1"),)): 0,
+        ("rhizome_peer_receive_bytes_total", (("peer", "n2"),)): 0,
+        ("rhizome_peer_transmit_bytes_total", (("peer", "n1"),)): 9,
+        ("rhizome_peer_transmit_bytes_total", (("peer", "n2"),)): 0,
+        ("rhizome_ranges", (("state", "carried"),)): 1,
+        ("rhizome_ranges", (("state", "uncarried"),)): 1,
+        ("rhizome_prefixes_refused_total", (("reason", "default-route"),)): 2,
+        ("rhizome_connections_turned_away_total", (("cause", "tls"),)): 5,
+        ("rhizome_repairs_total", (("step", "AddRoute"),)): 1,
+        ("rhizome_reconnects_total", ()): 4,
+        ("rhizome_grant_expires_in_seconds", ()): 1800,
+        ("rhizome_addresses", (("state", "used"),)): 3,
+        ("rhizome_addresses", (("state", "free"),)): 32000,
+    }  # fmt: skip
+    assert {key: value for key, value in got.items() if key[0].startswith("rhizome_")} == expected
+    assert got["process_resident_memory_bytes", ()] > 1e6
+
+
+def test_down_is_not_ready() -> None:
+    assert samples(replace(STATUS, verdict=Verdict.DOWN))["rhizome_ready", ()] == 0
+
+
+def test_the_number_of_series_is_bounded() -> None:
+    many = replace(STATUS, peers=tuple(PeerHealth(f"n{i}", canary_age_s=0.1) for i in range(PEER_SERIES_MAX + 1)))
+    got = samples(many)
+    assert got["rhizome_peers", (("state", "answering"),)] == PEER_SERIES_MAX + 1
+    assert not [key for key in got if key[0].startswith("rhizome_peer_")]
+    assert len(got) < 100
+
+
+def test_names_that_come_twice_do_not_break_the_page() -> None:
+    twice = replace(STATUS, peers=STATUS.peers * 2, paths=STATUS.paths * 2)
+    assert samples(twice)["rhizome_peer_prefixes", (("peer", "n1"),)] == 1

@@ -1,0 +1,78 @@
+"""The status value: JSON and back, also between versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.status import (
+    Counters,
+    PathHealth,
+    PeerHealth,
+    RangeHealth,
+    RoleStatus,
+    Verdict,
+    from_json,
+    socket_name,
+    to_json,
+)
+
+TEXT = st.text(max_size=5)
+AGE = st.none() | st.floats(0, 1e6)
+COUNTS = st.dictionaries(TEXT, st.integers(0, 2**63), max_size=3).map(lambda d: tuple(d.items()))
+TEXTS = st.lists(TEXT, max_size=3).map(tuple)
+
+
+def tuples(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(strategy, max_size=2).map(tuple)
+
+
+PATH = st.builds(PathHealth, TEXT, TEXT, TEXT, TEXT, AGE, AGE, st.none() | st.integers(0, 9000), drops=COUNTS)
+PEER = st.builds(PeerHealth, TEXT, TEXTS, TEXTS, TEXT, AGE, AGE, AGE, refused=TEXTS)
+STATUS = st.builds(
+    RoleStatus,
+    *(TEXT, TEXT, TEXT, st.sampled_from(Verdict), TEXT, st.floats(0, 1e6), TEXTS),
+    paths=tuples(PATH),
+    peers=tuples(PEER),
+    ranges=tuples(st.builds(RangeHealth, TEXT, TEXT, TEXT)),
+    counters=st.builds(Counters, COUNTS, COUNTS, COUNTS, st.integers(0, 9)),
+    grant_expires_in_s=AGE,
+)
+
+
+@given(STATUS)
+def test_json_and_back(status: RoleStatus) -> None:
+    assert from_json(json.loads(json.dumps(to_json(status)))) == status
+
+
+def test_every_field_is_there_and_counts_are_objects_even_when_empty() -> None:
+    status = RoleStatus("seed-server", "a", "rz0", Verdict.UP, "fine", 1.0, paths=(PathHealth("stream", "x", "up"),))
+    data = to_json(status)
+    assert set(data) == {field.name for field in dataclasses.fields(RoleStatus)}
+    assert data["verdict"] == "UP" and data["peers"] == []
+    assert data["counters"] == {"refused": {}, "turned_away": {}, "repairs": {}, "reconnects": 0}
+    assert data["paths"][0]["drops"] == {}
+
+
+def test_a_newer_and_an_older_daemon_are_understood() -> None:
+    data = {"role": "r", "control_plane": "a", "ifname": "i", "verdict": "UP", "sentence": "s", "since_s": 1, "new": {}}
+    data["peers"] = [{"name": "n", "colour": "red"}]
+    assert from_json(data).peers == (PeerHealth("n"),)
+
+
+@pytest.mark.parametrize(
+    "data", [None, [], "x", 1, {}, {"role": "r"}, {"verdict": "MAYBE"}, {"paths": [1]}, {"counters": 3}]
+)
+def test_what_is_no_status(data: Any) -> None:
+    full = to_json(RoleStatus("r", "a", "i", Verdict.UP, "s", 1.0))
+    with pytest.raises(ValueError, match=r"not a status|not a valid Verdict"):
+        from_json(full | data if isinstance(data, dict) and data and "role" not in data else data)
+
+
+def test_the_name_of_the_socket() -> None:
+    assert socket_name("shoot-client", "rz-shoot") == "shoot-client-rz-shoot.status"
