@@ -8,7 +8,7 @@ grants, addresses or policies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,14 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """One HTTP CONNECT proxy. `headers` are sent with the CONNECT. `credentials_file` holds one line `user:password`."""
+    """One HTTP CONNECT proxy. `headers` are sent with the CONNECT. `credentials_file` holds one line `user:password`;
+    `credentials` is the same in memory, only for what HTTPS_PROXY carries."""
 
     host: str
     port: int
     headers: tuple[tuple[str, str], ...] = ()
     credentials_file: str | None = None
+    credentials: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,13 @@ class Ready:
 
     relay_port: int
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A Configure that cannot be carried out (an address in use, unusable certificate files). What ran before goes on."""
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +145,7 @@ class Stats:
     queue_delay_s: float | None = None
 
 
-Event = Ready | Up | Message | Down | DialFailed | Turned | Stats
+Event = Ready | Rejected | Up | Message | Down | DialFailed | Turned | Stats
 
 
 # Commands, daemon -> carrier.
