@@ -7,6 +7,7 @@ is the grant sent, so its first handshake meets a known key.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import Counter
@@ -17,11 +18,11 @@ from agent.canary import INTERVAL_S, Prober
 from agent.carrier.api import Close, Command, Down, Event, GetStats, Message, Send, Stats, Turned, Up
 from agent.dataplane import DataPlane
 from agent.engine import Pass
-from agent.errors import BadMessage, PoolExhausted, StoreError
+from agent.errors import BadMessage, HostError, PoolExhausted, StoreError
 from agent.identity import Identity
 from agent.keys import generate_preshared_key
 from agent.messages import Enroll, Facts, Grant, Refuse, encode, parse
-from agent.model import IPAddress, PresharedKey, PublicKey, Tunnel
+from agent.model import IPAddress, PeerStatus, PresharedKey, PublicKey, Tunnel
 from agent.run import spawn
 from seed_server import desired
 from seed_server.charter import Charter
@@ -31,6 +32,7 @@ log = logging.getLogger("rhizome.seed")
 
 ENROLLS_AT_ONCE = 64
 PEER_IN_PLACE_S = 5.0  # how long an enrolling client waits for its peer to stand on the device
+STATUS_EVERY = 3  # beats between two looks at WireGuard's counters
 ADOPTED_KEPT_S = 60.0  # after a restart, clients have this long to enrol again before their peers are removed
 
 #: The addresses of a client: committed in the IPAM when it returns. Raises StoreError (PoolExhausted when there is none).
@@ -46,7 +48,9 @@ class Live:
     refused: Counter[str] = field(default_factory=Counter)  # prefixes and enrolls turned down, by reason
     turned_away: Counter[str] = field(default_factory=Counter)  # connections, by cause
     steps: Counter[str] = field(default_factory=Counter)  # applied by the engine, by kind
+    last_turned_away: str = ""
     stats: Stats | None = None
+    statuses: tuple[PeerStatus, ...] = ()  # WireGuard's own counters, a few seconds old
     last_pass: Pass | None = None
 
 
@@ -76,7 +80,7 @@ class SeedServer:
         self._allocate = allocate
         self._send = send
         self._enrolling = asyncio.Semaphore(ENROLLS_AT_ONCE)
-        self._carries: desired.Carries = {}
+        self.carries: desired.Carries = {}
         self._stale = False
         self.engine = plane.engine(self._desired, self._on_pass, resync_s)
 
@@ -93,7 +97,7 @@ class SeedServer:
     def _desired(self) -> Tunnel:
         self._refresh()
         device = self.plane.device(listen_port=self._wireguard_port, mtu_bytes=self.charter.mtu_bytes)
-        return desired.tunnel(device, self.charter, self.registry, self._carries)
+        return desired.tunnel(device, self.charter, self.registry, self.carries)
 
     def _on_pass(self, done: Pass) -> None:
         self.live.last_pass = done
@@ -115,9 +119,9 @@ class SeedServer:
         if not self._stale:
             return
         self._stale = False
-        before, self._carries = self._carries, carried(self.registry, time.monotonic())
+        before, self.carries = self.carries, carried(self.registry, time.monotonic())
         self.prober.watch({str(c.addresses[0]) for c in self.registry.clients.values() if c.addresses})
-        self._tell([key for key in self.live.sent if key in self._carries and before.get(key) != self._carries[key]])
+        self._tell([key for key in self.live.sent if key in self.carries and before.get(key) != self.carries[key]])
 
     def _tell(self, keys: Iterable[str]) -> None:
         """Send their grants as they are now."""
@@ -129,7 +133,7 @@ class SeedServer:
                 continue
             incarnation = self.plane.incarnation
             grant = desired.grant(
-                incarnation.public_key, incarnation.epoch, self.charter, client, self._carries[key], now
+                incarnation.public_key, incarnation.epoch, self.charter, client, self.carries[key], now
             )
             self.live.sent[key] = grant
             self._send(Send(client.stream, encode(grant)))
@@ -148,6 +152,7 @@ class SeedServer:
                 self.live.stats = event
             elif isinstance(event, Turned):
                 self.live.turned_away = Counter(dict(event.counts))
+                self.live.last_turned_away = event.last_detail
 
     def _up(self, event: Up) -> None:
         try:
@@ -261,7 +266,9 @@ class SeedServer:
     # What time brings
 
     async def _beat(self) -> None:
-        while True:
+        for beat in itertools.count():
+            if beat % STATUS_EVERY == 0:
+                await self._look()
             await asyncio.sleep(INTERVAL_S)
             now = time.monotonic()
             registry = expire(self.registry, now)
@@ -274,3 +281,11 @@ class SeedServer:
                 self._commit(registry)
             self.prober.ask()
             self._send(GetStats())
+
+    async def _look(self) -> None:
+        try:
+            device = await self.plane.read()
+        except HostError as exc:
+            log.debug("cannot read the device: %s", exc, extra={"event": "device.unreadable"})
+            return
+        self.live.statuses = device.statuses if device is not None else ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from agent.errors import HostError
 from agent.host import RemovePeer, SetPeer
 from agent.identity import Identity, Role
 from agent.messages import LIFETIME_MAX_S, Offer
-from agent.model import Endpoint, IPNetwork, Tunnel
+from agent.model import Endpoint, IPNetwork, PeerStatus, Tunnel
 from agent.run import spawn
 from agent.session import Session, State
 from shoot_client import desired
@@ -32,6 +33,7 @@ from shoot_client.desired import STREAM, Node
 log = logging.getLogger("rhizome.shoot")
 
 BEAT_S = 1.0
+STATUS_EVERY = 3  # beats between two looks at WireGuard's counters
 #: The tunnel networks of a grant that would capture what this node needs, with words.
 Guard = Callable[[tuple[IPNetwork, ...]], tuple[tuple[IPNetwork, str], ...]]
 
@@ -41,9 +43,10 @@ class Live:
     """What the client knows besides the session."""
 
     up: Up | None = None
-    via_failed: DialFailed | None = None
+    dial_failed: DialFailed | None = None
     relay: Endpoint | None = None
     stats: Stats | None = None
+    status: PeerStatus | None = None  # WireGuard's own counters, a few seconds old
     last_pass: Pass | None = None
     reconnects: int = 0
     steps: Counter[str] = field(default_factory=Counter)  # applied by the engine, by kind
@@ -72,7 +75,7 @@ class ShootClient:
         self.live = Live()
         self.responder = Responder(time.monotonic)
         self._server = Identity(control_plane, Role.SEED_SERVER)
-        self._mtu_bytes = mtu_bytes
+        self.mtu_bytes = mtu_bytes
         self._send = send
         self._guard = guard
         self._kicks = 0
@@ -94,7 +97,7 @@ class ShootClient:
     # What this node should be
 
     def _desired(self) -> Tunnel:
-        device = self.plane.device(listen_port=self.node.wireguard_port, mtu_bytes=self._mtu_bytes)
+        device = self.plane.device(listen_port=self.node.wireguard_port, mtu_bytes=self.mtu_bytes)
         refused = [network for network, _ in self.live.refused]
         return desired.tunnel(device, self.node, self.session.grant, self.live.relay, refused)
 
@@ -147,7 +150,7 @@ class ShootClient:
                 self.live.stats = event
 
     def _up(self, event: Up) -> None:
-        self.live.via_failed = None
+        self.live.dial_failed = None
         self.live.reconnects += self.live.up is not None
         self.live.up = event
         try:
@@ -175,7 +178,7 @@ class ShootClient:
         )
 
     def _dial_failed(self, event: DialFailed) -> None:
-        known, self.live.via_failed = self.live.via_failed, event
+        known, self.live.dial_failed = self.live.dial_failed, event
         if known is None or (known.stage, known.detail) != (event.stage, event.detail):
             log.warning(
                 "cannot connect: %s: %s (again in %.1f s)",
@@ -223,7 +226,9 @@ class ShootClient:
     # What time brings
 
     async def _beat(self) -> None:
-        while True:
+        for beat in itertools.count():
+            if beat % STATUS_EVERY == 0:
+                await self._look()
             await asyncio.sleep(BEAT_S)
             had_grant = self.session.grant is not None
             self._say(self.session.tick(time.monotonic()))
@@ -234,3 +239,13 @@ class ShootClient:
                 )
                 self.engine.wake()
             self._send(GetStats())
+
+    async def _look(self) -> None:
+        try:
+            device = await self.plane.read()
+        except HostError as exc:
+            log.debug("cannot read the device: %s", exc, extra={"event": "device.unreadable"})
+            return
+        key = desired.server_key(self.session.grant) if self.session.grant else None
+        statuses = device.statuses if device is not None else ()
+        self.live.status = next((s for s in statuses if s.public_key == key), None)

@@ -1,0 +1,65 @@
+"""Puts together, on demand, what a seed server says about itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from agent.certificate import expires_in_s
+from agent.daemon import software
+from agent.health import Since
+from agent.identity import Role
+from agent.status import Counters, Counts, RoleStatus, Verdict
+from agent.wireguard.choose import Choice
+from seed_server import report
+from seed_server.server import SeedServer
+
+
+class Reporter:
+    """One per process: it remembers since when the verdict stands."""
+
+    def __init__(self, server: SeedServer, choice: Choice, certificate: Path) -> None:
+        self._server = server
+        self._choice = choice
+        self._certificate = certificate
+        self._since = Since(Verdict.DOWN, time.monotonic())
+
+    def status(self) -> RoleStatus:
+        server, live, now, wall = self._server, self._server.live, time.monotonic(), time.time()
+        error = live.last_pass.error if live.last_pass else None
+        seen = report.Seen(
+            canaries=server.prober.targets,
+            statuses=live.statuses,
+            streams={number: up for number, (_, up) in live.streams.items()},
+            stats=live.stats,
+            host_error=str(error) if error else "",
+            turned_away=live.last_turned_away,
+            wall=wall,
+            now=now,
+        )
+        peers = report.peers(server.registry, server.carries, seen)
+        ranges = report.ranges(server.charter, server.registry, server.carries)
+        judgement = report.judge(peers, ranges, seen)
+        self._since = self._since.update(judgement.verdict, now)
+        return RoleStatus(
+            role=Role.SEED_SERVER.value,
+            control_plane=server.charter.policy.control_plane,
+            ifname=server.plane.ifname,
+            verdict=judgement.verdict,
+            sentence=judgement.sentence,
+            since_s=now - self._since.at,
+            causes=judgement.causes,
+            version=software(),
+            epoch=server.plane.incarnation.epoch,
+            backend=self._choice.kind.value,
+            backend_reason=self._choice.reason,
+            paths=(report.path(seen, server.charter.mtu_bytes),),
+            peers=peers,
+            ranges=ranges,
+            counters=Counters(_counts(live.refused), _counts(live.turned_away), _counts(live.steps)),
+            certificate_expires_in_s=expires_in_s(self._certificate, wall),
+        )
+
+
+def _counts(counter: dict[str, int]) -> Counts:
+    return tuple(sorted(counter.items()))

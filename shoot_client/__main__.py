@@ -1,0 +1,148 @@
+"""rhizome-shoot-client: read the settings, put the parts together, run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.protected import find_protected
+
+from agent.carrier.api import DialConfig, Proxy
+from agent.carrier.proxyenv import proxy_for
+from agent.cli.flags import load
+from agent.daemon import base, carrier, configure_logging, health, software
+from agent.dryrun import dry_run
+from agent.errors import ConfigError
+from agent.guard import Protected, guard_routes
+from agent.identity import Identity, Role
+from agent.messages import Offer
+from agent.model import IPNetwork
+from agent.run import run_command, run_daemon, spawn
+from shoot_client import desired, facts
+from shoot_client.client import ShootClient
+from shoot_client.reporter import Reporter
+from shoot_client.settings import Settings
+
+log = logging.getLogger("rhizome.shoot")
+
+FACTS_EVERY_S = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script. `plan` as the first word: print what would be changed on this host, and change nothing."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    planning = words[:1] == ["plan"]
+
+    def body() -> int:
+        settings = load(Settings, words[1:] if planning else words).settings
+        configure_logging(settings, Role.SHOOT_CLIENT)
+        if planning:
+            return asyncio.run(_plan(settings))
+        return run_daemon(lambda stop: serve(settings, stop))
+
+    return run_command(body)
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run until `stop`."""
+    offer = read_offer(settings)
+    async with base(settings, Role.SHOOT_CLIENT) as on, carrier(settings, dial_config(settings)) as link:
+        protected = await find_protected(settings.ifname)
+        client = ShootClient(
+            node(settings),
+            on.plane,
+            offer,
+            link.send,
+            lambda networks: guard(networks, protected),
+            control_plane=settings.control_plane,
+            mtu_bytes=settings.mtu_bytes,
+            resync_s=settings.resync_s,
+            software=software(),
+        )
+        if settings.facts_file is not None:
+            spawn(_watch_facts(settings, client), name="shoot.facts")
+        reporter = Reporter(client, settings.control_plane, on.choice, settings.tls_certificate)
+        async with health(settings, reporter.status):
+            await client.run(link.events(), stop)
+
+
+def dial_config(settings: Settings) -> DialConfig:
+    return DialConfig(
+        host=settings.server.host,
+        port=settings.server.port,
+        server_name=settings.sni(),
+        tls=settings.tls,
+        wireguard_port=settings.wireguard_port,
+        proxies=_proxies(settings),
+        expected_identity=str(Identity(settings.control_plane, Role.SEED_SERVER)),
+    )
+
+
+def _proxies(settings: Settings) -> tuple[Proxy, ...]:
+    if settings.proxies or not settings.proxy_from_environment:
+        return settings.proxy_chain()
+    found = proxy_for(settings.server.host, settings.server.port, os.environ)
+    return (found,) if found is not None else ()
+
+
+def node(settings: Settings) -> desired.Node:
+    return desired.Node(settings.node_addresses, settings.masquerade, settings.wireguard_port)
+
+
+def guard(networks: tuple[IPNetwork, ...], protected: Sequence[Protected]) -> tuple[tuple[IPNetwork, str], ...]:
+    """The server is trusted with its own tunnel network, not with this node's way to the rest of the world."""
+    return tuple((refusal.network, str(refusal)) for refusal in guard_routes(networks, protected).refused)
+
+
+def read_offer(settings: Settings) -> Offer:
+    """What the settings and the facts file say, together. Raises ConfigError."""
+    offer = facts.offer(settings.node_addresses, settings.pod_cidrs, settings.service_cidrs)
+    if settings.facts_file is None:
+        return offer
+    more = facts.read_file(settings.facts_file)
+    return Offer(
+        tuple(dict.fromkeys(offer.nodes + more.nodes)),
+        tuple(dict.fromkeys(offer.pods + more.pods)),
+        tuple(dict.fromkeys(offer.services + more.services)),
+    )
+
+
+async def _watch_facts(settings: Settings, client: ShootClient) -> None:
+    """A file that is wrong for a moment changes nothing: the last good facts stay, and the log says why."""
+    assert settings.facts_file is not None
+    before = _stamp(settings.facts_file)
+    while True:
+        await asyncio.sleep(FACTS_EVERY_S)
+        stamp = _stamp(settings.facts_file)
+        if stamp == before:
+            continue
+        before = stamp
+        try:
+            client.set_offer(read_offer(settings))
+        except ConfigError as exc:
+            log.warning("the facts stay as they were: %s", exc, extra={"event": "facts.bad"})
+        else:
+            log.info("facts read again", extra={"event": "facts.read"})
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+async def _plan(settings: Settings) -> int:
+    read_offer(settings)
+    async with base(settings, Role.SHOOT_CLIENT) as on:
+        device = on.plane.device(listen_port=settings.wireguard_port, mtu_bytes=settings.mtu_bytes)
+        return await dry_run(on.plane, desired.tunnel(device, node(settings), None, None))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Puts together, on demand, what a shoot client says about itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from agent.certificate import expires_in_s
+from agent.daemon import software
+from agent.health import Since
+from agent.identity import Role
+from agent.status import Counters, RoleStatus, Verdict
+from agent.wireguard.choose import Choice
+from shoot_client import report
+from shoot_client.client import ShootClient
+
+
+class Reporter:
+    """One per process: it remembers since when the verdict stands."""
+
+    def __init__(self, client: ShootClient, control_plane: str, choice: Choice, certificate: Path) -> None:
+        self._client = client
+        self._control_plane = control_plane
+        self._choice = choice
+        self._certificate = certificate
+        self._since = Since(Verdict.DOWN, time.monotonic())
+
+    def status(self) -> RoleStatus:
+        client, session, live = self._client, self._client.session, self._client.live
+        now, wall = time.monotonic(), time.time()
+        error = live.last_pass.error if live.last_pass else None
+        seen = report.Seen(
+            stream_up=session.stream is not None,
+            up=live.up,
+            dial_failed=live.dial_failed,
+            grant=session.grant,
+            refusal=session.refusal,
+            canary_age_s=client.responder.age_s(now),
+            status=live.status,
+            stats=live.stats,
+            host_error=str(error) if error else "",
+            route_refused=live.refused,
+            mtu_bytes=client.mtu_bytes,
+            wall=wall,
+        )
+        judgement = report.judge(seen)
+        self._since = self._since.update(judgement.verdict, now)
+        return RoleStatus(
+            role=Role.SHOOT_CLIENT.value,
+            control_plane=self._control_plane,
+            ifname=client.plane.ifname,
+            verdict=judgement.verdict,
+            sentence=judgement.sentence,
+            since_s=now - self._since.at,
+            causes=judgement.causes,
+            version=software(),
+            epoch=session.grant.epoch if session.grant else "",
+            backend=self._choice.kind.value,
+            backend_reason=self._choice.reason,
+            paths=(report.path(seen),),
+            peers=(report.server(seen),),
+            counters=Counters(repairs=tuple(sorted(live.steps.items())), reconnects=live.reconnects),
+            certificate_expires_in_s=expires_in_s(self._certificate, wall),
+            grant_expires_in_s=session.expires_in_s(now),
+        )

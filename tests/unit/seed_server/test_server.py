@@ -1,0 +1,255 @@
+"""The server's behaviour over the fake host: order of admission, expiry, epochs, adoption, and hostile clients."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from agent.carrier.api import Close, Command, Down, Event, Message, Send, Up
+from agent.dataplane import DataPlane
+from agent.errors import PoolExhausted, StoreError
+from agent.fakes.host import FakeHost
+from agent.fakes.netstack import FakeNetStack
+from agent.fakes.wireguard import FakeWireGuard
+from agent.identity import Identity, Role
+from agent.messages import Drain, Enroll, Facts, Grant, Offer, Refuse, encode, parse
+from agent.model import IPAddress, PublicKey, networks
+from agent.run import cancel_all
+from seed_server.charter import Charter
+from seed_server.registry import Policy
+from seed_server.server import SeedServer
+
+CP = "shoot--garden--a"
+CHARTER = Charter(
+    policy=Policy(
+        CP,
+        networks(["10.250.0.0/16"]),
+        networks(["100.96.0.0/11"]),
+        networks(["100.64.0.0/13"]),
+        ((ip_network("10.1.0.0/16"), "the seed's own range"),),
+        lifetime_s=3600.0,
+    ),
+    addresses=(ip_address("192.168.128.1"),),
+    tunnel_networks=networks(["192.168.128.0/17"]),
+    ranges=networks(["10.250.0.0/16", "100.96.0.0/11", "100.64.0.0/13"]),
+    mtu_bytes=1420,
+    persistent_keepalive_s=25,
+    firewall="table inet rhizome {}",
+)
+
+
+def key(name: str) -> PublicKey:
+    return PublicKey(name.encode().ljust(32, b"."))
+
+
+@dataclass
+class Rig:
+    host: FakeHost
+    wg: FakeWireGuard
+    server: SeedServer
+    events: asyncio.Queue[Event]
+    sent: list[Command] = field(default_factory=list)
+    failure: StoreError | None = None
+    addresses: dict[str, IPAddress] = field(default_factory=dict)
+
+    async def allocate(self, identity: Identity) -> tuple[IPAddress, ...]:
+        if self.failure:
+            raise self.failure
+        number = len(self.addresses) + 2
+        return (self.addresses.setdefault(str(identity), ip_address(f"192.168.128.{number}")),)
+
+    def up(self, stream: int, name: str, replay: tuple[str, ...] = (), identity: str | None = None) -> None:
+        uri = identity or str(Identity(CP, Role.SHOOT_CLIENT, name))
+        self.events.put_nowait(Up(stream, uri, "192.0.2.9:4000", "", 1, replay))
+
+    def say(self, stream: int, message: Enroll | Facts | Drain) -> None:
+        self.events.put_nowait(Message(stream, encode(message)))
+
+    async def answers(self, stream: int, count: int = 1) -> list[object]:
+        """The last `count` messages to a stream, as soon as there are that many."""
+        async with asyncio.timeout(3):
+            while True:
+                said = [parse(c.text) for c in self.sent if isinstance(c, Send) and c.stream == stream]
+                if len(said) >= count:
+                    return said[-count:]
+                await asyncio.sleep(0.005)
+
+    async def joined(self, stream: int, name: str, offer: Offer | None = None) -> Grant:
+        self.up(stream, name)
+        self.say(stream, Enroll((("stream", key(name)),), offer or Offer()))
+        (grant,) = await self.answers(stream)
+        assert isinstance(grant, Grant)
+        return grant
+
+    def allowed(self) -> dict[str, set[str]]:
+        peers = self.wg.devices["rz-seed"].peers
+        return {
+            name: {str(n) for n in peers[key(name)].allowed_ips} for name in ("n1", "n2", "evil") if key(name) in peers
+        }
+
+
+async def _rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
+    plane = await DataPlane.open(wg, FakeNetStack(host), "rz-seed", "seed-server")
+    rig = Rig(host, wg, None, asyncio.Queue())  # type: ignore[arg-type]
+    rig.server = SeedServer(CHARTER, plane, rig.allocate, rig.sent.append, wireguard_port=51820, resync_s=60.0)
+    return rig
+
+
+@contextlib.asynccontextmanager
+async def running(rig: Rig) -> AsyncIterator[Rig]:
+    async def events() -> AsyncIterator[Event]:
+        while True:
+            yield await rig.events.get()
+
+    stop = asyncio.Event()
+    task = asyncio.ensure_future(rig.server.run(events(), stop))
+    try:
+        yield rig
+    finally:
+        stop.set()
+        await task
+        await cancel_all()
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    host = FakeHost()
+    async with running(await _rig(host, FakeWireGuard(host))) as rig:
+        yield rig
+
+
+NODE = Offer(networks(["10.250.0.2/32"]), networks(["100.96.1.0/24"]), networks(["100.64.0.0/13"]))
+
+
+async def test_a_client_is_in_before_it_is_told_so(rig: Rig) -> None:
+    grant = await rig.joined(1, "n1", NODE)
+    assert rig.allowed() == {"n1": {"192.168.128.2/32", "10.250.0.2/32", "100.96.1.0/24", "100.64.0.0/13"}}
+    assert grant.addresses == (ip_address("192.168.128.2"),)
+    assert set(grant.carries) == set(NODE.all()) and grant.refused == ()
+    assert grant.preshared_key == rig.wg.devices["rz-seed"].peers[key("n1")].preshared_key
+    assert dict(grant.public_keys)["stream"] == rig.server.plane.incarnation.public_key
+
+
+async def test_a_hostile_client_changes_nothing_and_every_refusal_is_counted_and_named(rig: Rig) -> None:
+    await rig.joined(1, "n1", NODE)
+    before = rig.allowed()["n1"], dict(rig.host.routes), rig.host.firewall
+    claims = [
+        "0.0.0.0/0",
+        "::/0",
+        "10.1.0.0/16",
+        "169.254.169.254/32",
+        "10.250.0.2/32",
+        "192.168.128.2/32",
+        "192.168.128.1/32",
+    ]
+    grant = await rig.joined(2, "evil", Offer(networks(claims), networks(["100.96.1.0/25"])))
+    assert grant.carries == () and {p for p, _ in grant.refused} == {*claims, "100.96.1.0/25"}
+    assert (rig.allowed()["n1"], dict(rig.host.routes), rig.host.firewall) == before
+    assert rig.allowed()["evil"] == {"192.168.128.3/32"}
+    assert rig.server.live.refused == {"default-route": 2, "protected": 1, "outside": 3, "taken": 2}
+
+
+async def test_a_refused_enroll_says_why_and_leaves_no_peer(rig: Rig) -> None:
+    rig.up(1, "n1")
+    rig.say(1, Enroll((("stream", key("n1")),), Offer(), version_min=9, version_max=9))
+    (refuse,) = await rig.answers(1)
+    assert isinstance(refuse, Refuse) and refuse.reason == "version" and "upgrade" in refuse.text
+    assert not rig.wg.devices["rz-seed"].peers
+
+
+async def test_an_exhausted_pool_and_a_broken_store_are_told_and_others_keep_theirs(rig: Rig) -> None:
+    await rig.joined(1, "n1")
+    for failure, reason in (
+        (PoolExhausted("no free address in 192.168.128.0/17"), "pool-exhausted"),
+        (StoreError("disk full"), "store"),
+    ):
+        rig.failure = failure
+        rig.up(2, "n2")
+        rig.say(2, Enroll((("stream", key("n2")),), Offer()))
+        (refuse,) = await rig.answers(2)
+        assert isinstance(refuse, Refuse) and refuse.reason == reason and refuse.retry_after_s is not None
+        rig.sent.clear()
+    assert "n1" in rig.allowed() and "n2" not in rig.allowed()
+
+
+async def test_an_identity_that_is_none_or_a_message_that_breaks_the_rules_costs_the_stream(rig: Rig) -> None:
+    rig.up(1, "", identity="spiffe://x")
+    rig.up(2, "n2")
+    rig.events.put_nowait(Message(2, "{"))
+    rig.events.put_nowait(Message(99, encode(Enroll((("stream", key("n1")),), Offer()))))
+    async with asyncio.timeout(2):
+        while {c.stream for c in rig.sent if isinstance(c, Close)} != {1, 2}:
+            await asyncio.sleep(0.005)
+    assert rig.server.live.refused["malformed"] == 1
+
+
+async def test_facts_change_what_a_client_carries(rig: Rig) -> None:
+    await rig.joined(1, "n1", NODE)
+    rig.say(1, Facts(Offer(networks(["10.250.0.9/32"]))))
+    grant = (await rig.answers(1, 2))[-1]
+    assert isinstance(grant, Grant) and grant.carries == networks(["10.250.0.9/32"])
+    await rig.server.engine.settled()
+    assert rig.allowed()["n1"] == {"192.168.128.2/32", "10.250.0.9/32"}
+
+
+async def test_a_lost_device_is_made_again_and_every_client_hears_the_new_epoch(rig: Rig) -> None:
+    first = await rig.joined(1, "n1", NODE)
+    rig.wg.kill("rz-seed")
+    second = (await rig.answers(1, 2))[-1]
+    assert isinstance(second, Grant)
+    assert second.epoch != first.epoch and second.public_keys == first.public_keys
+    await rig.server.engine.settled()
+    assert "10.250.0.2/32" in rig.allowed()["n1"]
+    assert rig.host.links["rz-seed"].alias.endswith(second.epoch)
+
+
+async def test_shared_prefixes_move_when_a_stream_is_gone_and_both_are_told(rig: Rig) -> None:
+    services = Offer(services=networks(["100.64.0.0/13"]))
+    names = {1: "n1", 2: "n2"}
+    for stream, name in names.items():
+        await rig.joined(stream, name, services)
+    await rig.server.engine.settled()
+    (owner,) = [name for name, held in rig.allowed().items() if "100.64.0.0/13" in held]
+    stream = next(s for s, name in names.items() if name == owner)
+    other = next(name for name in names.values() if name != owner)
+    rig.events.put_nowait(Down(stream, "dead", "3 pings"))
+    async with asyncio.timeout(5):
+        while "100.64.0.0/13" not in rig.allowed()[other]:
+            await asyncio.sleep(0.02)
+    assert "100.64.0.0/13" not in rig.allowed()[owner]
+
+
+async def test_a_restarted_server_adopts_everything_and_changes_nothing_on_the_host() -> None:
+    host = FakeHost()
+    wg = FakeWireGuard(host)
+    async with running(await _rig(host, wg)) as first:
+        told = await first.joined(1, "n1", NODE)
+        enroll = encode(Enroll((("stream", key("n1")),), NODE))
+    before = {k: replace(p, allowed_ips=set(p.allowed_ips)) for k, p in wg.devices["rz-seed"].peers.items()}
+    second = await _rig(host, wg)
+    second.addresses = dict(first.addresses)
+    async with running(second):
+        await second.server.engine.settled()
+        assert wg.devices["rz-seed"].peers == before, "nothing is removed before the clients could enrol again"
+        second.up(7, "n1", replay=(enroll,))
+        (again,) = await second.answers(7)
+        assert isinstance(again, Grant)
+        assert (again.epoch, again.public_keys, again.preshared_key, again.addresses) == (
+            told.epoch,
+            told.public_keys,
+            told.preshared_key,
+            told.addresses,
+        )
+        assert wg.devices["rz-seed"].peers == before
+
+
+async def test_a_stranger_does_not_get_in_by_the_key_of_another(rig: Rig) -> None:
+    await rig.joined(1, "n1", NODE)
+    rig.up(2, "evil")
+    rig.say(2, Enroll((("stream", key("n1")),), Offer()))
+    (refuse,) = await rig.answers(2)
+    assert isinstance(refuse, Refuse) and refuse.reason == "key"
+    assert rig.allowed()["n1"] >= {"10.250.0.2/32"}
