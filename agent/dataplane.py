@@ -11,12 +11,11 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agent.engine import Engine, Pass, apply, observe
+from agent.engine import Engine, Pass, observe
 from agent.errors import ConfigError
 from agent.host import NetStack, WireGuard
 from agent.keys import generate_private_key, public_key
-from agent.model import FWMARK, IFALIAS_PREFIX, Device, DeviceState, Observed, PrivateKey, PublicKey, Tunnel
-from agent.plan import plan
+from agent.model import FWMARK, IFALIAS_PREFIX, Device, DeviceState, PrivateKey, PublicKey, Tunnel
 
 log = logging.getLogger("rhizome.dataplane")
 
@@ -107,13 +106,3 @@ class DataPlane:
     async def read(self) -> DeviceState | None:
         """Peers' handshakes and counters as of now; None without a device."""
         return await self.wg.read(self.ifname)
-
-
-async def cleanup(wg: WireGuard, net: NetStack) -> Observed:
-    """Remove every device, route, rule and nft table that is ours in this network namespace, and nothing else.
-
-    Returns what was found. Sysctls stay as they are: what they were before is not known any more.
-    """
-    found = await observe(wg, net, None)
-    await apply(plan(Tunnel(), found), wg, net)
-    return found

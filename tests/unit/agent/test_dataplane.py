@@ -1,10 +1,10 @@
-"""Adoption, epochs and cleanup over the fake host."""
+"""Adoption and epochs over the fake host."""
 
 from dataclasses import replace
 
 import pytest
 
-from agent.dataplane import DataPlane, Incarnation, cleanup
+from agent.dataplane import DataPlane, Incarnation
 from agent.engine import Pass
 from agent.errors import ConfigError
 from agent.fakes.host import FakeHost
@@ -75,16 +75,6 @@ async def test_another_roles_device_is_not_adopted() -> None:
     await one_pass(await rig.open("seed-server"))
     with pytest.raises(ConfigError, match="another role"):
         await rig.open("shoot-client")
-
-
-async def test_cleanup_removes_ours_and_nothing_else() -> None:
-    rig = Rig()
-    await one_pass(await rig.open())
-    rig.host.add_link("wg-foreign", "wireguard", alias="somebody")
-    found = await cleanup(rig.wg, rig.net)
-    assert [d.ifname for d in found.tunnel.devices] == ["rz0"]
-    assert set(rig.host.links) == {"wg-foreign"} and rig.host.firewall is None
-    await cleanup(rig.wg, rig.net)
 
 
 def test_keys_do_not_show() -> None:
