@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -57,10 +58,8 @@ json_values = st.recursive(
     allocations, st.sampled_from(["owner", "addresses", "generation", "since", "expires", "rests_until"]), json_values
 )
 def test_nonsense_is_a_value_error_or_a_value(allocation: Allocation, key: str, value: object) -> None:
-    try:
+    with suppress(ValueError):
         assert isinstance(decode({**encode(allocation), key: value}), Allocation)
-    except ValueError as exc:
-        assert str(exc)
 
 
 def test_a_missing_field_is_named() -> None:
