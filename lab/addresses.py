@@ -22,6 +22,7 @@ fd8f:6d53:b97a:1::/96. No range overlaps another (a test checks), and the three 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,11 +36,11 @@ SHOOT_SERVICES = ("10.50.0.0/24", "fd00:50::/112")
 TUNNEL = ("192.168.128.0/17", "fd8f:6d53:b97a:1::/96")
 
 #: In DNS, and in the server's certificate. Behind an SNI proxy it resolves to the proxy.
-SERVER_NAME = "vpn.demo.seed.test"
+SERVER_NAME = "vpn.shoot--demo.seed.test"
 #: In DNS; the address of a CONNECT proxy.
 PROXY_NAME = "proxy.seed.test"
-#: The control plane: trust domain of all certificates.
-CONTROL_PLANE = "demo.seed.test"
+#: The trust domain of all certificates.
+CONTROL_PLANE = "shoot--demo"
 #: Where the seed server listens, and every SNI proxy.
 SERVER_PORT = 443
 
@@ -58,6 +59,9 @@ class Pair:
 
     def __getitem__(self, family: Family) -> str:
         return self.v4 if family == 4 else self.v6
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((self.v4, self.v6))
 
     def __str__(self) -> str:
         return self.v4

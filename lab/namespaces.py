@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.probe import Probe
 from lab.processes import LabError, Process, environment, kill_stray, pids_in_network_namespace, stop_all
 
 _TRAFFIC = Path(__file__).parent / "traffic"
@@ -108,6 +109,11 @@ class Machine:
         """Run a traffic program to its end and return the JSON object of its last line of output."""
         done = self.run(self.tool(module, *args), timeout_s=timeout_s)
         return json.loads(done.stdout.splitlines()[-1])
+
+    def probe(self, kind: str, host: str, port: int = 0, *, rate: float = 100.0, payload_bytes: int = 64) -> Probe:
+        """Ask `rate` times a second, by `udp`, `tcp` (a connection each) or `icmp`, for as long as the `with` block lasts."""
+        tool = self.tool("probe", kind, host, port, rate, 0, payload_bytes)
+        return Probe(lambda: self.spawn(tool, name=f"probe-{kind}-{len(self.processes)}"))
 
     def ip(self, *commands: str, family: int | None = None) -> None:
         """Run `ip` commands in one batch, e.g. `link set lo up`. Raises LabError at the first that fails.

@@ -98,6 +98,9 @@ class Process:
         except subprocess.TimeoutExpired as exc:
             raise LabError(f"{self.name} still runs after {timeout_s:g} s\n{self.tail()}") from exc
 
+    def terminate(self) -> None:
+        self.signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """SIGKILL, and gone when this returns."""
         self._popen.kill()

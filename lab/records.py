@@ -91,9 +91,10 @@ def remove_abandoned() -> Sequence[Record]:
 
 
 def started(pid: int) -> str:
-    """When a process started, in the kernel's words; empty for a process that is not there."""
+    """When a process started, in the kernel's words; empty for one that is not there, or has ended and is not yet reaped."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]  # field 22; the name, field 2, may contain anything
+    fields = stat.rpartition(")")[2].split()  # from field 3 on; the name, field 2, may contain anything
+    return "" if fields[0] in "ZX" else fields[19]

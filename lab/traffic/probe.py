@@ -1,19 +1,21 @@
 """Asks an echo server N times a second and remembers each question that got no answer. Standard library only.
 
-    probe.py udp|tcp HOST PORT RATE_PER_S SECONDS [PAYLOAD_BYTES]
+    probe.py udp|tcp|icmp HOST PORT RATE_PER_S SECONDS [PAYLOAD_BYTES]
 
 Ends after SECONDS (0: never) or on SIGTERM or SIGINT, waits for late answers, and prints one JSON object:
     sent, answered, lost      questions
     outage_s                  longest run of lost questions, from the first lost one to the next that was answered
     outages_s                 every such run
-    first_answer_s            from the start to the first answer, null for none
+    first_answer_at           when the first answer came, on the clock of time.monotonic(), null for none
     rtt_ms                    p50, p95, p99 and max over the answered ones
-Each question of `tcp` is a new connection that sends one byte and waits for it to come back.
+Each question of `tcp` is a new connection that sends one byte and waits for it to come back; `icmp` ignores PORT.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import selectors
 import signal
 import socket
@@ -44,6 +46,10 @@ class Record:
             if took <= _LATE_S:
                 self.took.setdefault(number, took)
 
+    def last_unanswered(self) -> float:
+        """When the last question without an answer was asked; long ago when all are answered."""
+        return next((at for number, at in reversed(list(enumerate(self.asked))) if number not in self.took), -_LATE_S)
+
     def report(self) -> dict[str, object]:
         outages, since = [], None
         for number, at in enumerate(self.asked):
@@ -63,7 +69,7 @@ class Record:
             "lost": len(self.asked) - len(times),
             "outage_s": round(max(outages, default=0.0), 4),
             "outages_s": [round(outage, 4) for outage in outages],
-            "first_answer_s": None if first is None else round(first - self.start, 4),
+            "first_answer_at": first,
             "rtt_ms": {
                 name: round(times[min(len(times) - 1, int(len(times) * share))] * 1e3, 3) if times else None
                 for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
@@ -72,36 +78,69 @@ class Record:
 
 
 class Udp:
-    """Every question is one datagram with its number in front. A socket that the network refuses is opened anew."""
+    """Every question is one datagram with its number in front."""
 
-    def __init__(self, address: tuple[str, int], record: Record, payload_bytes: int) -> None:
+    def __init__(self, address: tuple[str, int], record: Record, payload_bytes: int, *, icmp: bool = False) -> None:
         self._record = record
-        self._filler = bytes(max(0, payload_bytes - 8))
-        self._selector = selectors.DefaultSelector()
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
         self._address = address
-        self._selector.register(self._socket, selectors.EVENT_READ)
+        self._six = ":" in address[0]
+        self._filler = bytes(max(0, payload_bytes - 8))
+        protocol = (socket.IPPROTO_ICMPV6 if self._six else socket.IPPROTO_ICMP) if icmp else 0
+        self._socket = socket.socket(
+            socket.AF_INET6 if self._six else socket.AF_INET, socket.SOCK_RAW if icmp else socket.SOCK_DGRAM, protocol
+        )
+        self._socket.setblocking(False)
+
+    def _packet(self, number: int) -> bytes:
+        return struct.pack(">Q", number) + self._filler
+
+    def _number(self, data: bytes) -> int | None:
+        return int(struct.unpack_from(">Q", data)[0])
 
     def ask(self) -> None:
         number = self._record.ask()
         try:
-            self._socket.sendto(struct.pack(">Q", number) + self._filler, self._address)
+            self._socket.sendto(self._packet(number), self._address)
         except OSError:
             pass  # no route right now: asked and not answered
 
     def collect(self, timeout: float) -> None:
-        if not self._selector.select(max(0.0, timeout)):
+        if not select.select([self._socket], [], [], max(0.0, timeout))[0]:
             return
         while True:
             try:
-                data = self._socket.recv(65535)
+                number = self._number(self._socket.recv(65535))
             except BlockingIOError:
                 return
             except OSError:
                 continue  # an ICMP error of an earlier question
-            self._record.answer(struct.unpack_from(">Q", data)[0])
+            if number is not None:
+                self._record.answer(number)
+
+
+class Icmp(Udp):
+    """Echo requests. Every raw socket hears all replies; ours are known by the random token."""
+
+    def __init__(self, address: tuple[str, int], record: Record, payload_bytes: int) -> None:
+        super().__init__((address[0], 0), record, payload_bytes, icmp=True)
+        self._token = os.urandom(8)
+
+    def _packet(self, number: int) -> bytes:
+        body = self._token + struct.pack(">Q", number) + self._filler
+        request = (128 if self._six else 8, 0, 0, os.getpid() & 0xFFFF, number & 0xFFFF)
+        packet = struct.pack(">BBHHH", *request) + body
+        if not self._six:  # the kernel computes the checksum of ICMPv6 only
+            padded = packet + bytes(len(packet) % 2)
+            total = sum(struct.unpack(f">{len(padded) // 2}H", padded))
+            total = (total & 0xFFFF) + (total >> 16)
+            packet = packet[:2] + struct.pack(">H", ~(total + (total >> 16)) & 0xFFFF) + packet[4:]
+        return packet
+
+    def _number(self, data: bytes) -> int | None:
+        start = 0 if self._six else (data[0] & 15) * 4
+        if data[start : start + 1] != (b"\x81" if self._six else b"\0") or data[start + 8 : start + 16] != self._token:
+            return None
+        return int(struct.unpack_from(">Q", data, start + 16)[0])
 
 
 class Tcp:
@@ -172,8 +211,7 @@ def run(make: Callable[[Record], Udp | Tcp], rate: float, seconds: float) -> dic
             if due < now - 1:  # this process was not scheduled: do not pretend that it asked
                 due = now
         prober.collect(due - time.monotonic())
-    until = time.monotonic() + _LATE_S
-    while len(record.took) < len(record.asked) and time.monotonic() < until:
+    while time.monotonic() < record.last_unanswered() + _LATE_S:
         prober.collect(0.05)
     return record.report()
 
@@ -181,7 +219,7 @@ def run(make: Callable[[Record], Udp | Tcp], rate: float, seconds: float) -> dic
 def main(argv: list[str]) -> None:
     kind, host, port, rate, seconds = argv[0], argv[1], int(argv[2]), float(argv[3]), float(argv[4])
     payload_bytes = int(argv[5]) if len(argv) > 5 else 64
-    probers: dict[str, type[Udp] | type[Tcp]] = {"udp": Udp, "tcp": Tcp}
+    probers: dict[str, type[Udp] | type[Tcp]] = {"udp": Udp, "tcp": Tcp, "icmp": Icmp}
     print(json.dumps(run(lambda record: probers[kind]((host, port), record, payload_bytes), rate, seconds)), flush=True)
 
 

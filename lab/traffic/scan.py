@@ -17,12 +17,13 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-_BATCH = 500
+_BATCH = 500  # sockets at once per address and protocol
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
 _NOT_SENT = {errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EINVAL}
 
-Answer = dict[str, object]
+_NO_ROUTE = "no route"
 
 
 def ports(text: str) -> list[int]:
@@ -57,7 +58,7 @@ def knock(address: str, kind: int, numbers: list[int], wait_s: float) -> Iterato
             pass
         except OSError as exc:
             door.close()
-            yield (0, "no route") if exc.errno in _NOT_SENT else (number, errno.errorcode.get(exc.errno or 0, "error"))
+            yield (0, _NO_ROUTE) if exc.errno in _NOT_SENT else (number, errno.errorcode.get(exc.errno or 0, "error"))
             continue
         waiting[door.fileno()] = (door, number)
         poll.register(door, select.POLLIN if kind == socket.SOCK_DGRAM else select.POLLOUT)
@@ -97,26 +98,29 @@ def ping(address: str, wait_s: float) -> bool:
     return False
 
 
+def scan(address: str, protocol: str, numbers: list[int], wait_s: float) -> list[tuple[int, str]]:
+    """(port, answer) of everything that answered on this address by this protocol."""
+    if protocol == "icmp":
+        return [(0, "echo reply")] if ping(address, wait_s) else []
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    batches = (numbers[start : start + _BATCH] for start in range(0, len(numbers), _BATCH))
+    return [answer for batch in batches for answer in knock(address, kind, batch, wait_s)]
+
+
 def main(argv: list[str]) -> None:
     wait_s = float(argv[3]) if len(argv) > 3 else 1.0
-    answers: list[Answer] = []
-    no_route: set[str] = set()
-    asked = 0
-    for address in argv[0].split(","):
-        for protocol, kind, numbers in (
-            ("tcp", socket.SOCK_STREAM, ports(argv[1])),
-            ("udp", socket.SOCK_DGRAM, ports(argv[2])),
-        ):
-            asked += len(numbers)
-            for start in range(0, len(numbers), _BATCH):
-                for port, answer in knock(address, kind, numbers[start : start + _BATCH], wait_s):
-                    if answer == "no route":
-                        no_route.add(address)
-                    else:
-                        answers.append({"address": address, "protocol": protocol, "port": port, "answer": answer})
-        asked += 1
-        if ping(address, wait_s):
-            answers.append({"address": address, "protocol": "icmp", "port": 0, "answer": "echo reply"})
+    doors = {"tcp": ports(argv[1]), "udp": ports(argv[2]), "icmp": [0]}
+    jobs = [(address, protocol) for address in argv[0].split(",") for protocol in doors]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        found = list(pool.map(lambda job: scan(job[0], job[1], doors[job[1]], wait_s), jobs))
+    answers = [
+        {"address": address, "protocol": protocol, "port": port, "answer": answer}
+        for (address, protocol), heard in zip(jobs, found, strict=True)
+        for port, answer in heard
+        if answer != _NO_ROUTE
+    ]
+    no_route = {job[0] for job, heard in zip(jobs, found, strict=True) for _, answer in heard if answer == _NO_ROUTE}
+    asked = sum(len(doors[protocol]) for _, protocol in jobs)
     print(json.dumps({"asked": asked, "answers": answers, "no_route": sorted(no_route)}), flush=True)
 
 

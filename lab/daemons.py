@@ -1,0 +1,164 @@
+"""The real daemons in the lab: their certificates, their configuration files, and starting and killing them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from agent.carrier.api import TlsFiles
+from agent.identity import Role
+from agent.pki import issue, make_ca
+from lab import addresses
+from lab.namespaces import Machine
+from lab.processes import LabError, Process, wait_until
+
+#: A value of a settings table: what TOML can say and the daemons understand.
+Value = str | int | float | bool | Sequence[str]
+
+
+def program(name: str) -> str:
+    """One of our commands, as installed beside the running interpreter."""
+    return str(Path(sys.executable).parent / name)
+
+
+class Pki:
+    """A CA of the lab's control plane and what it issued, made by the code of `rhizome-agent pki`."""
+
+    def __init__(self, directory: Path, control_plane: str = addresses.CONTROL_PLANE) -> None:
+        self.directory = directory
+        make_ca(directory, control_plane)
+
+    def server(self) -> TlsFiles:
+        names = (addresses.SERVER_NAME,)
+        ips = (ip_address(addresses.SEED.v4), ip_address(addresses.SEED.v6))
+        return issue(self.directory, Role.SEED_SERVER, dns=names, ips=ips).files
+
+    def client(self, name: str) -> TlsFiles:
+        return issue(self.directory, Role.SHOOT_CLIENT, name).files
+
+
+def to_toml(settings: Mapping[str, Value]) -> str:
+    """A flat TOML table. JSON's strings, numbers, booleans and lists of strings are TOML's too (TOML 1.0)."""
+    return "".join(
+        f"{name} = {json.dumps(value if isinstance(value, str | int | float) else list(value))}\n"
+        for name, value in settings.items()
+    )
+
+
+class Daemon:
+    """A seed server or a shoot client on one machine. `settings` may be changed between starts."""
+
+    def __init__(self, command: str, machine: Machine, health_port: int, settings: Mapping[str, Value]) -> None:
+        self.command = command
+        self.machine = machine
+        self.settings: dict[str, Value] = dict(settings)
+        self.config = machine.directory / f"{command}.toml"
+        self._health = f"http://127.0.0.1:{health_port}"
+        self._process: Process | None = None
+
+    @property
+    def process(self) -> Process:
+        if self._process is None:
+            raise LabError(f"{self.command} was never started")
+        return self._process
+
+    def start(self, *args: str, env: Mapping[str, str] | None = None) -> Process:
+        """Write the configuration and start; does not wait for anything."""
+        self.config.write_text(to_toml(self.settings))
+        self._process = self.machine.spawn(
+            [program(self.command), "--config", str(self.config), *args], name=self.command, env=env
+        )
+        return self._process
+
+    def stop(self) -> int:
+        """SIGTERM and its exit code. The data plane keeps running: that is the design."""
+        self.process.terminate()
+        return self.process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL to the daemon alone, not to its carrier or its WireGuard."""
+        self.process.kill()
+
+    def log(self) -> str:
+        return self.process.output()
+
+    def ready(self) -> bool:
+        """Whether /readyz says 200. False too when nobody answers."""
+        return self._get("/readyz")[0] == 200
+
+    def wait_ready(self, timeout_s: float = 30.0) -> float:
+        """Seconds until ready. Raises LabError with the end of the log when the daemon ends or takes too long."""
+
+        def check() -> bool:
+            if self.process.exit_code is not None:
+                raise LabError(f"{self.command} ended with exit code {self.process.exit_code}\n{self.process.tail()}")
+            return self.ready()
+
+        try:
+            return wait_until(check, f"{self.command} being ready", timeout_s, every_s=0.05)
+        except LabError as exc:
+            raise LabError(f"{exc}\n{self.process.tail()}") from exc
+
+    def status(self) -> Mapping[str, Any]:
+        """The body of /status. Raises LabError when there is none."""
+        code, body = self._get("/status")
+        if code != 200:
+            raise LabError(f"{self.command}: /status answered {code}: {body[:200]}")
+        read: Mapping[str, Any] = json.loads(body)
+        return read
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics, named as there, labels included."""
+        code, body = self._get("/metrics")
+        if code != 200:
+            raise LabError(f"{self.command}: /metrics answered {code}")
+        samples = [line.rpartition(" ") for line in body.splitlines() if line and not line.startswith("#")]
+        return {name: float(value) for name, _, value in samples}
+
+    def _get(self, path: str) -> tuple[int, str]:
+        """Status and body, 0 when there is no answer."""
+        done = self.machine.run(
+            ["curl", "-sS", "-m", "5", "-w", "\n%{http_code}", self._health + path], check=False, timeout_s=10
+        )
+        body, _, code = done.stdout.rpartition("\n")
+        return (int(code) if code.isdigit() else 0), body
+
+
+def seed_settings(machine: Machine, tls: TlsFiles) -> dict[str, Value]:
+    return _common(tls) | {
+        "listen": [f"0.0.0.0:{addresses.SERVER_PORT}", f"[::]:{addresses.SERVER_PORT}"],
+        "node_networks": addresses.SHOOT_NODES,
+        "pod_networks": addresses.SHOOT_PODS,
+        "service_networks": addresses.SHOOT_SERVICES,
+        "seed_networks": addresses.SEED_PODS,
+        "ipam_file": str(machine.directory / "ipam.json"),
+    }
+
+
+def shoot_settings(index: int, tls: TlsFiles) -> dict[str, Value]:
+    node, pods = addresses.node(index), addresses.pod_network(index)
+    return _common(tls) | {
+        "server": f"{addresses.SERVER_NAME}:{addresses.SERVER_PORT}",
+        "node_name": node_name(index),
+        "node_addresses": [node.v4, node.v6],
+        "pod_cidrs": [pods.v4, pods.v6],
+        "service_cidrs": list(addresses.SHOOT_SERVICES) if index == 1 else [],
+    }
+
+
+def node_name(index: int) -> str:
+    return f"node-{index}"
+
+
+def _common(tls: TlsFiles) -> dict[str, Value]:
+    return {
+        "control_plane": addresses.CONTROL_PLANE,
+        "tls_ca": tls.ca,
+        "tls_certificate": tls.certificate,
+        "tls_key": tls.key,
+        "log_format": "text",
+    }
