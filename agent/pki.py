@@ -28,6 +28,7 @@ from agent.model import IPAddress
 
 CA_DAYS = 3650
 LEAF_DAYS = 365
+DAYS_MAX = 36500
 #: Certificates are valid from this long before they are made: the other side's clock may be behind.
 BACKDATE = dt.timedelta(hours=1)
 
@@ -58,6 +59,7 @@ def make_ca(
 ) -> Issued:
     """Make the CA of a control plane. Raises ValueError for a bad name, RhizomeError when there is one already."""
     dns_label(control_plane)
+    _check_days(days)
     start = now or dt.datetime.now(dt.UTC)
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("Rhizome CA", control_plane)
@@ -88,6 +90,7 @@ def issue(
     A server needs at least one name or address: it is what its clients check. `days` may not outlive the CA.
     Raises ValueError for names that break a rule, RhizomeError for a missing CA or existing files.
     """
+    _check_days(days)
     start = now or dt.datetime.now(dt.UTC)
     ca_certificate, ca_key = _load_ca(directory)
     identity = Identity(_control_plane(ca_certificate, directory), role, name)
@@ -119,6 +122,11 @@ def issue(
         .sign(ca_key, hashes.SHA256())
     )
     return _write_pair(directory, _stem(role, name), str(identity), certificate, key, force)
+
+
+def _check_days(days: int) -> None:
+    if not 1 <= days <= DAYS_MAX:
+        raise ValueError(f"{days} days: not in 1..{DAYS_MAX}")
 
 
 def _stem(role: Role, name: str) -> str:

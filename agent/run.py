@@ -158,7 +158,8 @@ def run_command(body: Callable[[], int]) -> int:
 
 def complain(message: str) -> None:
     """One line on stderr per line of `message`, each with the name of the program in front."""
-    program = Path(sys.argv[0]).name or "rhizome"
+    script = Path(sys.argv[0])
+    program = (script.parent.name if script.name == "__main__.py" else script.name) or "rhizome"
     for line in message.splitlines() or [""]:
         sys.stderr.write(f"{program}: error: {line}\n")
     sys.stderr.flush()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+#: The status socket of the role with the device `ifname` is `<ifname>.status` in the runtime directory.
 SOCKET_SUFFIX = ".status"
 
 #: Counts by a bounded set of words (reasons, causes, kinds); a JSON object.
@@ -158,8 +159,3 @@ def _value(declared: Any, value: Any) -> Any:
     if declared in _NESTED:
         return tuple(_read(_NESTED[declared], item) for item in value)
     return tuple(value) if isinstance(value, list) else value
-
-
-def socket_name(role: str, ifname: str) -> str:
-    """File name, in the runtime directory, of the Unix socket on which a role answers /status."""
-    return f"{role}-{ifname}{SOCKET_SUFFIX}"

@@ -18,7 +18,6 @@ from agent.status import (
     RoleStatus,
     Verdict,
     from_json,
-    socket_name,
     to_json,
 )
 
@@ -75,7 +74,3 @@ FULL = to_json(RoleStatus("r", "a", "i", Verdict.UP, "s", 1.0))
 def test_what_is_no_status(data: Any) -> None:
     with pytest.raises(ValueError, match=r"not a status|not a valid Verdict"):
         from_json(data)
-
-
-def test_the_name_of_the_socket() -> None:
-    assert socket_name("shoot-client", "rz-shoot") == "shoot-client-rz-shoot.status"

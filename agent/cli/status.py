@@ -1,0 +1,212 @@
+"""`rhizome-agent status`: ask every role of this host over its Unix socket; the verdict comes first."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from agent.errors import RhizomeError
+from agent.exits import Exit
+from agent.health import duration
+from agent.status import SOCKET_SUFFIX, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict, from_json, to_json
+
+TIMEOUT_S = 5.0
+ROWS_MAX = 50
+
+_COLOURS = {Verdict.UP: "32", Verdict.DEGRADED: "33", Verdict.DOWN: "31"}
+_ORDER = (Verdict.DOWN, Verdict.DEGRADED, Verdict.UP)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
+    parser.add_argument(
+        "--runtime-dir", type=Path, default=Path("/run/rhizome"), metavar="PATH", help="default: /run/rhizome"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with 1 also when something is DEGRADED")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """OK when every role is up or degraded, FAILED when one is down or there is none."""
+    statuses = sorted(collect(arguments.runtime_dir), key=lambda status: _ORDER.index(status.verdict))
+    if arguments.output == "json":
+        sys.stdout.write(json.dumps([to_json(status) for status in statuses], indent=2) + "\n")
+    else:
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        sys.stdout.write("\n".join(render(status, colour=colour) for status in statuses))
+    bad = {Verdict.DOWN, Verdict.DEGRADED} if arguments.strict else {Verdict.DOWN}
+    return Exit.FAILED if any(status.verdict in bad for status in statuses) else Exit.OK
+
+
+def collect(runtime_dir: Path) -> list[RoleStatus]:
+    """The status of every role that has a socket here. Raises RhizomeError when there is none."""
+    sockets = sorted(runtime_dir.glob(f"*{SOCKET_SUFFIX}"))
+    if not sockets:
+        raise RhizomeError(
+            f"no Rhizome daemon has its socket in {runtime_dir}: start one, or name its directory with --runtime-dir"
+        )
+    return [ask(path) for path in sockets]
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+
+def ask(path: Path) -> RoleStatus:
+    """One role's status. A role that does not answer is down, and says so: the data plane may well go on without it."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", "/status")
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            return _silent(path, f"the daemon answers {answer.status}: see its log")
+        return from_json(json.loads(body))
+    except PermissionError as exc:
+        raise RhizomeError(f"{path}: {exc.strerror}: run this as root") from exc
+    except (ConnectionRefusedError, FileNotFoundError):
+        return _silent(path, "the daemon is not running; the tunnel stays as it left it")
+    except (OSError, http.client.HTTPException, ValueError) as exc:
+        return _silent(path, f"the daemon does not answer ({exc or type(exc).__name__})")
+    finally:
+        connection.close()
+
+
+def _silent(path: Path, sentence: str) -> RoleStatus:
+    return RoleStatus("daemon", "", path.name.removesuffix(SOCKET_SUFFIX), Verdict.DOWN, sentence, 0.0)
+
+
+def render(status: RoleStatus, *, colour: bool = False) -> str:
+    """The status as text; the first line is the verdict."""
+    verdict = status.verdict.value
+    if colour:
+        verdict = f"\x1b[1;{_COLOURS[status.verdict]}m{verdict}\x1b[0m"
+    of = f" of {status.control_plane}" if status.control_plane else ""
+    since = f" (for {duration(status.since_s)})" if status.since_s else ""
+    lines = [f"{verdict}  {_clean(f'{status.role} {status.ifname}{of}: {status.sentence}')}{since}"]
+    lines += _table(
+        ["PATH", "STATE", "VIA", "RTT", "HANDSHAKE", "MTU", "RECEIVED", "SENT", "DROPPED"], map(_path, status.paths)
+    )
+    lines += _table(
+        ["PEER", "CANARY", "RTT", "HANDSHAKE", "ADDRESSES", "CARRIES", "RECEIVED", "SENT"], map(_peer, status.peers)
+    )
+    lines += _table(["RANGE", "KIND", "CARRIER"], map(_range, status.ranges))
+    lines += _list("causes", status.causes)
+    lines += _list("facts", _facts(status))
+    return "\n".join(lines) + "\n"
+
+
+def _path(path: PathHealth) -> Sequence[str]:
+    return (
+        path.transport,
+        path.state,
+        f"{path.via} ({path.detail})" if path.detail else path.via,
+        _ms(path.rtt_s),
+        _age(path.handshake_age_s),
+        str(path.mtu_bytes or ""),
+        _size(path.rx_bytes),
+        _size(path.tx_bytes),
+        _counts(path.drops),
+    )
+
+
+def _peer(peer: PeerHealth) -> Sequence[str]:
+    return (
+        peer.name,
+        _age(peer.canary_age_s),
+        _ms(peer.rtt_s),
+        _age(peer.handshake_age_s),
+        " ".join(peer.addresses),
+        _first(peer.prefixes) + (f" (refused: {_first(peer.refused)})" if peer.refused else ""),
+        _size(peer.rx_bytes),
+        _size(peer.tx_bytes),
+    )
+
+
+def _range(item: RangeHealth) -> Sequence[str]:
+    return item.prefix, item.kind, item.carrier or "nobody"
+
+
+def _facts(status: RoleStatus) -> list[str]:
+    facts = []
+    if status.backend:
+        reason = f" ({status.backend_reason})" if status.backend_reason else ""
+        facts.append(f"WireGuard: {status.backend}{reason}, epoch {status.epoch or 'unknown'}")
+    if status.addresses_used is not None:
+        facts.append(f"tunnel addresses: {status.addresses_used} used, {status.addresses_free} free")
+    for name, left in (("certificate", status.certificate_expires_in_s), ("grant", status.grant_expires_in_s)):
+        if left is not None:
+            facts.append(f"{name}: {'ends in ' + duration(left) if left > 0 else 'has ended'}")
+    counters = status.counters
+    for name, counts in (
+        ("refused prefixes", counters.refused),
+        ("turned away", counters.turned_away),
+        ("changes to the host", counters.repairs),
+    ):
+        if counts:
+            facts.append(f"{name}: {_counts(counts)}")
+    if counters.reconnects:
+        facts.append(f"reconnects: {counters.reconnects}")
+    if status.version:
+        facts.append(status.version)
+    return facts
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """An aligned table with an empty line before it; nothing for no rows; columns without a value are left out."""
+    cells = [[_clean(cell) for cell in row] for row in rows]
+    if not cells:
+        return []
+    more = len(cells) - ROWS_MAX
+    cells = [list(heads), *cells[:ROWS_MAX]]
+    columns = [index for index in range(len(heads)) if any(row[index] for row in cells[1:])]
+    widths = {index: max(len(row[index]) for row in cells) for index in columns}
+    lines = ["  ".join(row[index].ljust(widths[index]) for index in columns).rstrip() for row in cells]
+    return ["", *lines] + ([f"... and {more} more (-o json has them all)"] if more > 0 else [])
+
+
+def _list(head: str, items: Sequence[str]) -> list[str]:
+    return ["", f"{head}:", *(f"  {_clean(item)}" for item in items)] if items else []
+
+
+def _clean(text: str) -> str:
+    """Without control characters: some of the text comes from the other side and must not reach the terminal as such."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _age(age_s: float | None) -> str:
+    return "never" if age_s is None else f"{duration(age_s)} ago"
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1000:.1f}ms"
+
+
+def _size(count: int) -> str:
+    """Bytes in binary units."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f}{unit}" if unit != "B" else f"{count}B"
+
+
+def _counts(counts: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{word} {count}" for word, count in counts)
+
+
+def _first(texts: Sequence[str], most: int = 3) -> str:
+    return " ".join(texts[:most]) + (f" +{len(texts) - most}" if len(texts) > most else "")
