@@ -76,19 +76,20 @@ class LinuxNetStack:
 
     def __init__(self) -> None:
         self._interest = Interest()
-        self._nft = Nft()
+        self._nft = Nft(self._interest.ports)
         self._dumping = asyncio.Lock()
         self._ipr: Any = None
         self._routes: NetlinkSocket | None = None
 
     async def __aenter__(self) -> Self:
         try:
-            self._ipr = await AsyncIPRoute(ext_ack=True, strict_check=True).__aenter__()
+            self._ipr = AsyncIPRoute(ext_ack=True, strict_check=True)
+            self._ipr.socket.bind((0, 0))  # now, so that its port is known before its first change
             self._routes = NetlinkSocket(ROUTE)
         except OSError as exc:
             await self.close()
             raise HostError(f"cannot open a netlink socket: {exc}", exc.errno or 0) from exc
-        self._interest.ports = {self._routes.port, self._ipr.status["epid"]}
+        self._interest.ports |= {self._routes.port, self._ipr.getsockname()[0]}
         return self
 
     async def __aexit__(
@@ -228,10 +229,7 @@ class LinuxNetStack:
             case SetSysctl(key, value):
                 sysctl.write(key, value)
             case SetFirewall(text):
-                try:
-                    await self._nft.apply(text)
-                finally:
-                    self._interest.ports |= self._nft.ports
+                await self._nft.apply(text)
 
     async def _add_address(self, index: int, address: IPInterface) -> None:
         wanted = {"index": index, "address": str(address.ip), "prefixlen": address.network.prefixlen}

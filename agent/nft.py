@@ -41,11 +41,12 @@ _NO_NFTABLES = {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAF
 class Nft:
     """Our table in the network namespace of this process. Needs the program nft only when there is a table to handle.
 
-    `ports` are the netlink port ids of the nft processes that made our own changes: their process ids.
+    The netlink port ids of the nft processes that make our changes, which are their process ids, are put into `ports`.
     """
 
-    def __init__(self) -> None:
-        self.ports: set[int] = set()
+    def __init__(self, ports: set[int]) -> None:
+        self._ports = ports
+        self._own: set[int] = set()  # those of `ports` that came from here
         self._socket: NetlinkSocket | None = None
         self._applied: str | None = None
         self._generation: int | None = None  # of the last look
@@ -81,7 +82,8 @@ class Nft:
         self._applied = text
         if await self.read() == text:
             return
-        self.ports.clear()
+        self._ports -= self._own  # a process id may be somebody else's next time
+        self._own.clear()
         await self._transaction(_REPLACE + (text or ""))
         if text is not None:
             listing = await self._list()
@@ -123,7 +125,8 @@ class Nft:
             env={**os.environ, "LC_ALL": "C"},
         )
         if script is not None:
-            self.ports.add(process.pid)
+            self._own.add(process.pid)
+            self._ports.add(process.pid)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 out, err = await process.communicate(None if script is None else script.encode())
