@@ -173,6 +173,10 @@ class Policy:
                         f"pools {other} and {pool} overlap; give an owner one block of each only from disjoint ones"
                     )
 
+    def addresses(self, allocation: Allocation) -> tuple[IPAddress, ...]:
+        """The allocation's address in each pool, in the order of the pools; what it holds of former pools is left out."""
+        return tuple(block.address for pool in self.pools if (block := allocation.in_pool(pool)) is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Allocation:

@@ -136,6 +136,7 @@ def test_blocks_of_a_pool_that_is_gone_stay_reserved_for_their_owner() -> None:
     moved = Policy((Pool(IPv4Network("10.0.1.0/24")),))
     ledger, allocation = allocate(ledger, moved, owner("a"), 1.0)
     assert texts(allocation) == ["10.0.0.2", "10.0.1.0"]
+    assert [str(address) for address in moved.addresses(allocation)] == ["10.0.1.0"]
     grown = Policy((Pool(IPv4Network("10.0.0.0/28"), (IPv4Network("10.0.0.0/31"),)),))
     assert texts(allocate(ledger, grown, owner("b"), 1.0)[1]) == ["10.0.0.3"]
 
