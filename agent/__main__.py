@@ -43,6 +43,11 @@ COMMANDS: dict[str, Command] = {
             "rhizome-agent pki client --name node-1",
         ),
     ),
+    "cleanup": Command(
+        "agent.cli.cleanup",
+        "remove all that Rhizome made in this network namespace, and stop its carriers",
+        ("rhizome-agent cleanup --dry-run", "rhizome-agent cleanup"),
+    ),
     "wgconf": Command(
         "agent.cli.wgconf",
         "show a WireGuard device as wg-quick text, without its keys (needs rhizome[wgconf])",

@@ -20,10 +20,12 @@ from agent.identity import Role
 from agent.netlink import LinuxNetStack
 from agent.observability import HealthServer
 from agent.role_settings import RoleSettings
-from agent.status import RoleStatus
+from agent.status import SOCKET_SUFFIX, RoleStatus
 from agent.wireguard.choose import Choice, Mode, choose
 
 log = logging.getLogger("rhizome.daemon")
+
+CARRIER_SUFFIX = ".carrier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ async def carrier(settings: RoleSettings, config: DialConfig | ListenConfig) -> 
 
 def carrier_socket(runtime_dir: Path, ifname: str) -> Path:
     """Where the carrier process of the device `ifname` listens for its daemon."""
-    return runtime_dir / f"{ifname}.carrier"
+    return runtime_dir / f"{ifname}{CARRIER_SUFFIX}"
 
 
 def health(settings: RoleSettings, state: Callable[[], RoleStatus]) -> HealthServer:
@@ -77,4 +79,4 @@ def health(settings: RoleSettings, state: Callable[[], RoleStatus]) -> HealthSer
 
 def status_socket(runtime_dir: Path, ifname: str) -> Path:
     """Where `rhizome-agent status` finds the role that has the device `ifname`."""
-    return runtime_dir / f"{ifname}.status"
+    return runtime_dir / f"{ifname}{SOCKET_SUFFIX}"
