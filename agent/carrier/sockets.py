@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
 import socket
+import ssl
 
 from agent.model import FWMARK
 
@@ -20,6 +22,9 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 3
 
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 UDP_RCVBUF_BYTES = 4 * 1024 * 1024
+
+LINGER_S = 1.0
+_DISCARD_BYTES = 64 * 1024
 
 
 def tune_tcp(sock: socket.socket) -> None:
@@ -66,3 +71,35 @@ def grow_receive_buffer(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, UDP_RCVBUF_BYTES)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_RCVBUF_BYTES)
+
+
+def linger(loop: asyncio.AbstractEventLoop, stream: ssl.SSLSocket) -> None:
+    """Close a stream in order, without waiting: close_notify, FIN, then read on until the peer's, at most LINGER_S.
+
+    A socket that is closed while unread bytes wait is reset, and the peer would lose the last message we sent.
+    """
+
+    def finish() -> None:
+        timer.cancel()
+        loop.remove_reader(stream)
+        stream.close()
+
+    def discard() -> None:
+        try:
+            while stream.recv(_DISCARD_BYTES):
+                pass
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            log.debug("lingering stream: %s", exc, extra={"event": "stream.lingered"})
+        finish()
+
+    try:
+        with contextlib.suppress(ssl.SSLError):  # the peer has not said close_notify yet, and need not
+            stream.unwrap()
+        stream.shutdown(socket.SHUT_WR)
+    except OSError:
+        stream.close()
+        return
+    timer = loop.call_later(LINGER_S, finish)
+    loop.add_reader(stream, discard)

@@ -16,7 +16,7 @@ from agent.errors import BadMessage
 
 BUFFER_BYTES = 256 * 1024
 KINDS = (capsule.DATAGRAM, capsule.CONTROL, capsule.PING, capsule.PONG, capsule.ACK, 0x17, 0x40, 2**62 - 1)
-EDGES = (0, 1, 2, 7, 8, 9, 31, 32, 63, 64, 148, 1452, 16380, 16381, 65527, 65528, 65536, 65537, 2**30, 2**62 - 1)
+EDGES = (0, 1, 2, 7, 8, 9, 31, 32, 63, 64, 148, 1452, 16000, 16001, 65527, 65528, 65536, 65537, 2**30, 2**62 - 1)
 
 
 def varint(rng: random.Random, value: int) -> bytes:

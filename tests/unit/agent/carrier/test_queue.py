@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from agent.carrier.capsule import HEAD_BYTES, RECORD_BYTES
+from agent.carrier.capsule import HEAD_BYTES, MAX_DATAGRAM_BYTES, RECORD_BYTES
 from agent.carrier.queue import (
     CAP_PACKETS,
     CODEL_INTERVAL_S,
@@ -88,7 +88,7 @@ def test_a_record_holds_whole_packets_with_their_heads() -> None:
 
 def test_the_largest_packet_fits_an_empty_record() -> None:
     queue = SendQueue()
-    queue.push(bytes(RECORD_BYTES - HEAD_BYTES), 0.0)
+    queue.push(bytes(MAX_DATAGRAM_BYTES), 0.0)
     assert len(queue.take(RECORD_BYTES, PLENTY, 0.0)) == 1
 
 
