@@ -51,7 +51,7 @@ async def lookup(host: str, port: int) -> list[SocketAddress]:
     if not _lookups.acquire(blocking=False):
         raise HostError(f"cannot look up {host}: {LOOKUPS_MAX} earlier lookups still wait for the resolver")
 
-    def settle(found: list[SocketAddress] | OSError | UnicodeError) -> None:
+    def settle(found: list[SocketAddress] | OSError | ValueError) -> None:
         if answer.done():
             return
         if isinstance(found, Exception):
@@ -60,10 +60,10 @@ async def lookup(host: str, port: int) -> list[SocketAddress]:
             answer.set_result(found)
 
     def ask() -> None:
-        found: list[SocketAddress] | OSError | UnicodeError
+        found: list[SocketAddress] | OSError | ValueError
         try:
             found = _ask(host, port)
-        except (OSError, UnicodeError) as exc:
+        except (OSError, ValueError) as exc:
             found = exc
         finally:
             _lookups.release()
@@ -81,7 +81,7 @@ async def lookup(host: str, port: int) -> list[SocketAddress]:
         raise HostError(f"cannot look up {host}: no answer from the resolver within {LOOKUP_TIMEOUT_S:g} s") from exc
     except OSError as exc:
         raise HostError(f"cannot look up {host}: {exc.strerror}", exc.errno or 0) from exc
-    except UnicodeError as exc:
+    except ValueError as exc:
         raise HostError(f"cannot look up {host}: not a DNS name") from exc
 
 

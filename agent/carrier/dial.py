@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -72,8 +72,11 @@ class Link:
     version: int
 
 
-async def dial(config: DialConfig, credentials: tls.Credentials, *, last: SocketAddress | None = None) -> Link:
-    """A new stream to the server. `last` is tried after all other addresses (it connected before, to no avail).
+async def dial(
+    config: DialConfig, credentials: tls.Credentials, failed_at: Mapping[SocketAddress, int] | None = None
+) -> Link:
+    """A new stream to the server. `failed_at`: numbers of attempts that failed at an address after it had connected; the
+    address that failed longest ago comes first, so that every replica behind a name gets its turn.
 
     Raises DialError; a whole attempt takes at most some 20 s and 5 s more per proxy.
     """
@@ -81,7 +84,7 @@ async def dial(config: DialConfig, credentials: tls.Credentials, *, last: Socket
         context = credentials.context()
     except ConfigError as exc:
         raise DialError(Stage.TLS, str(exc), final=True) from exc
-    sock, address = await _reach(config, last)
+    sock, address = await _reach(config, failed_at or {})
     try:
         await _through_proxies(config, sock)
         stream, identity = await _secure(config, context, sock)
@@ -107,13 +110,13 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _reach(config: DialConfig, last: SocketAddress | None) -> tuple[socket, SocketAddress]:
+async def _reach(config: DialConfig, failed_at: Mapping[SocketAddress, int]) -> tuple[socket, SocketAddress]:
     first: Proxy | DialConfig = config.proxies[0] if config.proxies else config
     try:
         found = await lookup(first.host, first.port)
     except HostError as exc:
         raise DialError(Stage.DNS, str(exc)) from exc
-    found.sort(key=lambda address: address == last)
+    found.sort(key=lambda address: failed_at.get(address, -1))
     try:
         return await connect(found)
     except HostError as exc:
@@ -176,6 +179,9 @@ async def _secure(config: DialConfig, context: ssl.SSLContext, sock: socket) -> 
     except BaseException as exc:
         if stream is not None:
             stream.close()
+        if isinstance(exc, ValueError):
+            words = f"{config.server_name!r} cannot be a server's name: {exc}"
+            raise DialError(Stage.TLS, words, final=True) from exc
         if isinstance(exc, OSError):
             failure = tls.client_failure(exc, config.server_name, config.tls.ca)
             raise DialError(Stage.TLS, f"{via(config)}: {failure.words}", final=failure.final) from exc

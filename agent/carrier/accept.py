@@ -1,0 +1,340 @@
+"""The server's TLS listener: from an accepted connection to a stream in the hub, or away with a counted cause.
+
+    accept -> TLS 1.3, client certificate verified -> identity of this control plane -> request head -> 101 -> hub
+    |----------------- a stranger: at most 64 -----------------|---- a guest: at most 4 per identity ----|
+
+Every step has a time limit, every crowd a size. Who is turned away after TLS reads the cause in a status line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+import ssl
+from dataclasses import dataclass
+
+from agent.carrier import tls
+from agent.carrier.api import ListenConfig
+from agent.carrier.connect import SocketAddress
+from agent.carrier.dial import Link
+from agent.carrier.hub import Hub
+from agent.carrier.sockets import set_mark, tune_tcp
+from agent.carrier.turned import Turnaways
+from agent.carrier.upgrade import (
+    BadHead,
+    Rejection,
+    Request,
+    RequestReader,
+    accept_head,
+    judge_certificate,
+    judge_request,
+    malformed,
+    reject_head,
+)
+from agent.errors import HostError
+from agent.run import spawn
+
+log = logging.getLogger("rhizome.carrier.listener")
+
+TLS_TIMEOUT_S = 5.0
+HEAD_TIMEOUT_S = 5.0
+BACKLOG = 1024
+ACCEPTS_PER_TURN = 32
+GUESTS_PER_IDENTITY = 4
+#: Without file descriptors or memory accept fails at once, again and again: then it rests for so long.
+REST_S = 0.5
+#: A refusal is followed by reading what the peer still sends, or the kernel's RST would overtake the words.
+LINGER_S, LINGER_BYTES = 1.0, 64 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Visitor:
+    """A connection that is no stream yet. `silent`: not a byte has come from it. `seated`: its socket is the hub's now."""
+
+    sock: socket.socket
+    peer: str
+    silent: bool = True
+    seated: bool = False
+    task: asyncio.Task[None] | None = None
+
+
+class _TurnedAway(Exception):
+    """Internal: the cause to count and the words to log. `answer` is sent to the peer before the end."""
+
+    def __init__(self, cause: str, words: str, answer: bytes = b"") -> None:
+        super().__init__(words)
+        self.cause = cause
+        self.answer = answer
+
+    @classmethod
+    def by(cls, rejection: Rejection) -> _TurnedAway:
+        return cls(rejection.cause, rejection.words, reject_head(rejection))
+
+
+class _Room:
+    """A bounded crowd. Who comes when it is full displaces the oldest that is silent, or else the oldest."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._visitors: dict[_Visitor, None] = {}
+
+    def enter(self, visitor: _Visitor) -> list[_Visitor]:
+        """Those who have to leave for it."""
+        leaving = []
+        while self._visitors and len(self._visitors) >= self.limit:
+            oldest = next((other for other in self._visitors if other.silent), next(iter(self._visitors)))
+            del self._visitors[oldest]
+            leaving.append(oldest)
+        self._visitors[visitor] = None
+        return leaving
+
+    def leave(self, visitor: _Visitor) -> None:
+        self._visitors.pop(visitor, None)
+
+    def __len__(self) -> int:
+        return len(self._visitors)
+
+
+class Listener:
+    """Listens as soon as it is made, with a running loop. Raises HostError for an address, ConfigError for the files."""
+
+    def __init__(self, config: ListenConfig, hub: Hub, turned: Turnaways) -> None:
+        self._hub = hub
+        self._turned = turned
+        self._config = config
+        self._credentials = tls.Credentials(config.tls, server_side=True)
+        self._credentials.context()
+        self._sockets: dict[tuple[str, int], socket.socket] = {}
+        self._strangers = _Room(config.max_unauthenticated)
+        self._guests: dict[str, _Room] = {}
+        self._visits: set[_Visitor] = set()
+        self._listen(config)
+
+    def reconfigure(self, config: ListenConfig) -> None:
+        """Open what is new, then close what is gone; an address in both is never closed. Raises like the constructor."""
+        credentials = tls.Credentials(config.tls, server_side=True)
+        credentials.context()
+        self._listen(config)
+        self._credentials = credentials
+        self._config = config
+        self._strangers.limit = config.max_unauthenticated
+
+    def close(self) -> None:
+        for address in tuple(self._sockets):
+            self._shut(address)
+        for visitor in self._visits:
+            if visitor.task is not None:
+                visitor.task.cancel()
+
+    # Listening
+
+    def _listen(self, config: ListenConfig) -> None:
+        obsolete = self._sockets.keys() - set(config.addresses)
+        try:
+            fresh = self._bind(config)
+        except HostError:
+            if not obsolete:
+                raise
+            # [::] and 0.0.0.0 exclude each other on one port: what is to go may be in the way of what is to come.
+            for address in obsolete:
+                self._shut(address)
+            fresh, obsolete = self._bind(config), set()
+        for address in obsolete:
+            self._shut(address)
+        for address, sock in fresh.items():
+            self._sockets[address] = sock
+            self._resume(address)
+            log.info("listening on %s port %d", *address, extra={"event": "listener.open"})
+
+    def _bind(self, config: ListenConfig) -> dict[tuple[str, int], socket.socket]:
+        fresh: dict[tuple[str, int], socket.socket] = {}
+        for address in config.addresses:
+            if address in self._sockets:
+                continue
+            try:
+                fresh[address] = _bind(address, config.addresses)
+            except OSError as exc:
+                for sock in fresh.values():
+                    sock.close()
+                words = f"cannot listen on {address[0]} port {address[1]}: {exc.strerror}"
+                raise HostError(words, exc.errno or 0) from exc
+        return fresh
+
+    def _shut(self, address: tuple[str, int]) -> None:
+        sock = self._sockets.pop(address)
+        asyncio.get_running_loop().remove_reader(sock.fileno())
+        sock.close()
+
+    def _resume(self, address: tuple[str, int]) -> None:
+        if (sock := self._sockets.get(address)) is not None:
+            asyncio.get_running_loop().add_reader(sock.fileno(), self._on_acceptable, address)
+
+    def _on_acceptable(self, address: tuple[str, int]) -> None:
+        listening = self._sockets[address]
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, peer = listening.accept()
+            except BlockingIOError:
+                return
+            except (ConnectionAbortedError, InterruptedError):
+                continue
+            except OSError as exc:
+                self._rest(address, exc)
+                return
+            self._welcome(sock, str(SocketAddress(sock.family, peer)))
+
+    def _rest(self, address: tuple[str, int], exc: OSError) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._sockets[address].fileno())
+        loop.call_later(REST_S, self._resume, address)
+        cause = "files" if exc.errno in (errno.EMFILE, errno.ENFILE) else "resources"
+        self._turned.count(cause, "everybody", f"cannot accept: {exc.strerror}; trying again in {REST_S} s")
+
+    def _welcome(self, sock: socket.socket, peer: str) -> None:
+        visitor = _Visitor(sock, peer)
+        try:
+            sock.setblocking(False)
+            tune_tcp(sock)
+            set_mark(sock)
+        except OSError:
+            # It is gone already.
+            sock.close()
+            self._turned.count("closed", peer, "it closed before the TLS handshake")
+            return
+        for leaving in self._strangers.enter(visitor):
+            self._push_out(leaving, f"more than {self._strangers.limit} connections at once that showed no certificate")
+        visitor.task = spawn(self._visit(visitor), name=f"visit {peer}")
+        visitor.task.add_done_callback(lambda _: self._see_off(visitor))
+        self._visits.add(visitor)
+
+    def _see_off(self, visitor: _Visitor) -> None:
+        # A callback of the task and not a `finally` in it: a task that is cancelled before its first step never runs.
+        self._visits.discard(visitor)
+        self._strangers.leave(visitor)
+        if not visitor.seated:
+            visitor.sock.close()
+
+    def _push_out(self, visitor: _Visitor, words: str) -> None:
+        assert visitor.task is not None
+        visitor.task.cancel()
+        self._turned.count("pressure", visitor.peer, words)
+
+    # One visit
+
+    async def _visit(self, visitor: _Visitor) -> None:
+        try:
+            await self._receive(visitor)
+        except _TurnedAway as exc:
+            self._turned.count(exc.cause, visitor.peer, str(exc))
+            await _say_goodbye(visitor.sock, exc.answer)
+        except OSError as exc:
+            self._turned.count("closed", visitor.peer, exc.strerror or str(exc) or type(exc).__name__)
+
+    async def _receive(self, visitor: _Visitor) -> None:
+        stream = await self._shake_hands(visitor)
+        identity = judge_certificate(tls.uri_names(stream), self._config.control_plane)
+        if isinstance(identity, Rejection):
+            raise _TurnedAway.by(identity)
+        self._strangers.leave(visitor)
+        guests = self._guests.setdefault(str(identity), _Room(GUESTS_PER_IDENTITY))
+        for leaving in guests.enter(visitor):
+            self._push_out(leaving, f"more than {GUESTS_PER_IDENTITY} connections of {identity} at once")
+        try:
+            request = await _read_head(stream)
+            verdict = judge_request(request, self._config.wireguard_port)
+            if isinstance(verdict, Rejection):
+                raise _TurnedAway.by(verdict)
+            self._prepare(str(identity))
+            async with asyncio.timeout(HEAD_TIMEOUT_S):
+                await tls.send(stream, accept_head(verdict.version))
+            visitor.seated = True
+            await self._hub.take(Link(stream, request.rest, str(identity), visitor.peer, "accepted", verdict.version))
+        finally:
+            guests.leave(visitor)
+            if not guests:
+                self._guests.pop(str(identity), None)
+
+    async def _shake_hands(self, visitor: _Visitor) -> ssl.SSLSocket:
+        try:
+            async with asyncio.timeout(TLS_TIMEOUT_S):
+                await tls.readable(visitor.sock)
+                visitor.silent = False
+                context = self._credentials.context()
+                stream = context.wrap_socket(visitor.sock, server_side=True, do_handshake_on_connect=False)
+                visitor.sock = stream
+                await tls.handshake(stream)
+                return stream
+        except TimeoutError as exc:
+            words = "it said nothing" if visitor.silent else "it did not finish the TLS handshake"
+            raise _TurnedAway("timeout_tls", f"{words} within {TLS_TIMEOUT_S:g} s") from exc
+        except OSError as exc:
+            failure = tls.server_failure(exc)
+            raise _TurnedAway(failure.cause, failure.words) from exc
+
+    def _prepare(self, identity: str) -> None:
+        try:
+            self._hub.prepare(identity)
+        except HostError as exc:
+            rejection = Rejection(503, "full", str(exc), "connection_limit_reached")
+            raise _TurnedAway.by(rejection) from exc
+
+
+async def _read_head(stream: ssl.SSLSocket) -> Request:
+    reader = RequestReader()
+    try:
+        async with asyncio.timeout(HEAD_TIMEOUT_S):
+            while data := await tls.receive(stream):
+                if (request := reader.feed(data)) is not None:
+                    return request
+    except TimeoutError as exc:
+        words = f"no complete request within {HEAD_TIMEOUT_S:g} s"
+        raise _TurnedAway.by(Rejection(408, "timeout_head", words, "http_request_error")) from exc
+    except BadHead as exc:
+        raise _TurnedAway.by(malformed(exc)) from exc
+    except OSError as exc:
+        # TLS 1.3: a client that does not like our certificate says so only now.
+        refused = tls.refusal_of_us(exc)
+        if refused is not None:
+            raise _TurnedAway("refused_us", refused.words) from exc
+        raise
+    raise _TurnedAway("closed", "it closed before its request was complete")
+
+
+async def _say_goodbye(sock: socket.socket, answer: bytes) -> None:
+    """Send the answer, end our side, and read until the peer ends its own, within LINGER_S."""
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(LINGER_S):
+            if isinstance(sock, ssl.SSLSocket) and answer:
+                await tls.send(sock, answer)
+            sock.shutdown(socket.SHUT_WR)
+            left = LINGER_BYTES
+            while left > 0:
+                await tls.readable(sock)
+                # Below TLS: after a failed handshake there is nobody to decrypt it, and nobody wants it.
+                data = socket.socket.recv(sock, 16 * 1024)
+                if not data:
+                    return
+                left -= len(data)
+
+
+def _bind(address: tuple[str, int], all_addresses: tuple[tuple[str, int], ...]) -> socket.socket:
+    host, port = address
+    v6 = ipaddress.ip_address(host).version == 6
+    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if v6:
+            # [::] serves IPv4 too, unless that has an address of its own on this port.
+            only = any(":" not in other and other_port == port for other, other_port in all_addresses)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock

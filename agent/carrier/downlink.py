@@ -1,0 +1,52 @@
+"""The server's role: a listener, and a hub with the streams that came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agent.carrier.accept import Listener
+from agent.carrier.api import Event, ListenConfig, Turned
+from agent.carrier.hub import Hub
+from agent.carrier.stats import RelayStats
+from agent.carrier.streams import Streams
+from agent.carrier.turned import Turnaways
+
+
+class Downlink:
+    """Listens as soon as it is made, with a running loop. Raises HostError for an address, ConfigError for the files."""
+
+    #: A server has one port per client, and WireGuard learns them by itself.
+    relay_port = 0
+
+    def __init__(self, config: ListenConfig, streams: Streams, publish: Callable[[Event], None]) -> None:
+        self.config = config
+        self._streams = streams
+        self._turned = Turnaways(publish)
+        self._hub = Hub(streams, config.wireguard_port, config.max_streams)
+        self._listener = Listener(config, self._hub, self._turned)
+
+    def reconfigure(self, config: ListenConfig) -> None:
+        """Streams stay, unless they lead to another WireGuard port or belong to another control plane now."""
+        self._listener.reconfigure(config)
+        old, self.config = self.config, config
+        self._hub.max_streams = config.max_streams
+        if (old.wireguard_port, old.control_plane) != (config.wireguard_port, config.control_plane):
+            self._hub.close("replaced", "the server's configuration has changed")
+            self._hub.wireguard_port = config.wireguard_port
+
+    def redial(self) -> None:
+        """A server dials nobody."""
+
+    def close_stream(self, number: int, reason: str, retry_in_s: float) -> None:
+        self._streams.close(number, reason)
+
+    def port_stats(self) -> RelayStats:
+        return self._hub.port_stats()
+
+    def turned(self) -> Turned:
+        return self._turned.turned()
+
+    def close(self) -> None:
+        self._listener.close()
+        self._hub.close("closed", "the carrier stops")
+        self._turned.close()

@@ -1,0 +1,122 @@
+"""The server's streams by identity: one seat each, with one UDP port towards WireGuard, and the newest stream in it.
+
+The port stays while streams come and go, so WireGuard's endpoint for a peer stays right and its next packet goes into
+the new stream at once. A newcomer takes the seat when its first bytes behind the 101 have arrived, not before: then its
+client has the 101 and uses it. The stream that had the seat drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+
+from agent.carrier import tls
+from agent.carrier.dial import Link
+from agent.carrier.port import UdpPort
+from agent.carrier.stats import RelayStats
+from agent.carrier.streams import Streams
+from agent.errors import HostError
+
+log = logging.getLogger("rhizome.carrier.hub")
+
+#: A seat without a stream is kept for as long as a WireGuard session lives (REJECT_AFTER_TIME, whitepaper section 6.1).
+SEAT_KEPT_S = 180.0
+#: A newcomer that says nothing takes the seat after this: above a keepalive interval, which is 25 s by custom.
+PROOF_TIMEOUT_S = 30.0
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    port: UdpPort
+    stream: int | None = None
+    newcomer: asyncio.Task[None] | None = None
+    expiry: asyncio.TimerHandle | None = None
+
+
+class Hub:
+    """`max_streams` bounds identities with a stream; an identity that has one may always replace it."""
+
+    def __init__(self, streams: Streams, wireguard_port: int, max_streams: int) -> None:
+        self.max_streams = max_streams
+        self._streams = streams
+        self.wireguard_port = wireguard_port
+        self._seats: dict[str, _Seat] = {}
+        self._ended = RelayStats()
+
+    def prepare(self, identity: str) -> None:
+        """Have a seat ready, before a 101 promises it. Raises HostError with the reason to give to the client."""
+        seat = self._seats.get(identity)
+        if (seat is None or seat.stream is None) and len(self._streams) >= self.max_streams:
+            raise HostError(f"the server has {self.max_streams} streams, which is its limit")
+        if seat is None:
+            seat = self._seats[identity] = _Seat(UdpPort(self.wireguard_port))
+        if seat.stream is None:
+            self._expire_later(identity, seat)
+
+    async def take(self, link: Link) -> None:
+        """Seat a link whose 101 was sent. Closes it when it ends or is overtaken before it has proved itself."""
+        seat = self._seats[link.identity]
+        try:
+            link = await self._proven(seat, link)
+        except BaseException:
+            link.stream.close()
+            raise
+        if seat.expiry is not None:
+            seat.expiry.cancel()
+        old, seat.stream = seat.stream, self._streams.open(link, seat.port, on_end=partial(self._on_end, link.identity))
+        if old is not None:
+            fields = {"event": "stream.replaced", "stream": old, "identity": link.identity}
+            log.info("stream %d is replaced by stream %d from %s", old, seat.stream, link.peer, extra=fields)
+            self._streams.retire(old)
+
+    async def _proven(self, seat: _Seat, link: Link) -> Link:
+        """The link with its first bytes read, if the seat is taken. Raises OSError when it ended."""
+        if seat.newcomer is not None:
+            seat.newcomer.cancel()
+        if seat.stream is None or link.early:
+            return link
+        seat.newcomer = task = asyncio.current_task()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROOF_TIMEOUT_S):
+                    first = await tls.receive(link.stream)
+                    if not first:
+                        raise ConnectionResetError("it closed before it used its stream")
+                    return replace(link, early=first)
+            return link
+        finally:
+            if seat.newcomer is task:
+                seat.newcomer = None
+
+    def _on_end(self, identity: str, number: int, _lived_s: float) -> None:
+        seat = self._seats.get(identity)
+        if seat is not None and seat.stream == number:
+            seat.stream = None
+            self._expire_later(identity, seat)
+
+    def _expire_later(self, identity: str, seat: _Seat) -> None:
+        if seat.expiry is not None:
+            seat.expiry.cancel()
+        seat.expiry = asyncio.get_running_loop().call_later(SEAT_KEPT_S, self._expire, identity)
+
+    def _expire(self, identity: str) -> None:
+        seat = self._seats.pop(identity)
+        self._ended += seat.port.stats()
+        seat.port.close()
+
+    def port_stats(self) -> RelayStats:
+        return sum((seat.port.stats() for seat in self._seats.values()), self._ended)
+
+    def close(self, reason: str, detail: str) -> None:
+        """End every stream and give back every port."""
+        for number in self._streams:
+            self._streams.close(number, reason, detail)
+        for identity, seat in tuple(self._seats.items()):
+            if seat.newcomer is not None:
+                seat.newcomer.cancel()
+            if seat.expiry is not None:
+                seat.expiry.cancel()
+            self._expire(identity)
