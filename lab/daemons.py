@@ -7,11 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 from agent.carrier.api import TlsFiles
 from agent.identity import Role
 from agent.pki import issue, make_ca
+from agent.status import RoleStatus, from_json
 from lab import addresses
 from lab.namespaces import Machine
 from lab.processes import LabError, Process, wait_until
@@ -103,13 +103,12 @@ class Daemon:
         except LabError as exc:
             raise LabError(f"{exc}\n{self.process.tail()}") from exc
 
-    def status(self) -> Mapping[str, Any]:
-        """The body of /status. Raises LabError when there is none."""
-        code, body = self._get("/status")
-        if code != 200:
-            raise LabError(f"{self.command}: /status answered {code}: {body[:200]}")
-        read: Mapping[str, Any] = json.loads(body)
-        return read
+    def status(self) -> RoleStatus:
+        """What it says about itself. Raises LabError when it does not answer."""
+        _, body = self._get("/status")
+        if not body:
+            raise LabError(f"{self.command}: /status does not answer\n{self.process.tail()}")
+        return from_json(json.loads(body))
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics, named as there, labels included."""
@@ -146,7 +145,7 @@ def shoot_settings(index: int, tls: TlsFiles) -> dict[str, Value]:
         "node_name": node_name(index),
         "node_addresses": [node.v4, node.v6],
         "pod_cidrs": [pods.v4, pods.v6],
-        "service_cidrs": list(addresses.SHOOT_SERVICES) if index == 1 else [],
+        "service_cidrs": addresses.SHOOT_SERVICES,
     }
 
 

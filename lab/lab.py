@@ -10,6 +10,7 @@ killed, the record in its directory lets `python -m lab down` finish the work.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,11 +18,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
+from ipaddress import ip_address, ip_network
 from types import TracebackType
 from typing import Self
 
+from agent.model import IFALIAS_PREFIX, ROUTE_TABLE
 from lab import addresses, topology
 from lab.addresses import Family, Pair
+from lab.daemons import Daemon, Pki, Value, node_name, seed_settings, shoot_settings
+from lab.front import KINDS, Front
 from lab.impair import Impairment
 from lab.names import Names
 from lab.namespaces import Machine
@@ -30,7 +36,7 @@ from lab.records import Record, claim, started
 
 
 class Lab:
-    """A running lab. `proxy` is one of lab.proxies.KINDS; `underlay` is the address family that DNS answers with."""
+    """A running lab. `proxy` is one of lab.front.KINDS or "none"; `underlay` is the address family of DNS answers."""
 
     def __init__(
         self,
@@ -41,6 +47,8 @@ class Lab:
         mtu_bytes: int = 1500,
         impairment: Impairment | None = None,
     ) -> None:
+        if proxy != "none" and proxy not in KINDS:
+            raise LabError(f"no proxy is called {proxy!r}; there are none, {', '.join(KINDS)}")
         self.proxy = proxy
         self.underlay: Family = underlay
         self.impairment = impairment
@@ -143,6 +151,7 @@ class Lab:
         topology.finish(self.machines, self._plan)
         self.names = Names(self.net, (addresses.DNS.v4, addresses.DNS.v6))
         self.resolve_server_to()
+        self.front = Front(self.proxy, self.net) if self.proxy != "none" else None
         servers = [
             self._serve(machine, name) for name, machine in self.machines.items() if name.startswith(("node", "pod"))
         ]
@@ -165,6 +174,53 @@ class Lab:
             machine.tool("serve", name, addresses.HTTP_PORT, addresses.ECHO_PORT, addresses.BULK_PORT), name="serve"
         )
 
+    # The daemons.
+
+    @cached_property
+    def pki(self) -> Pki:
+        """The control plane's CA."""
+        return Pki(self.directory / "pki")
+
+    def seed_server(self, **settings: Value) -> Daemon:
+        """The seed server with the settings that fit this lab, changed by `settings`; not yet started."""
+        tls = self.pki.server()
+        return Daemon("rhizome-seed-server", self.seed, 9841, seed_settings(self.seed, tls) | settings)
+
+    def shoot_client(self, index: int = 1, **settings: Value) -> Daemon:
+        """The shoot client of one node with the settings that fit this lab, changed by `settings`; not yet started."""
+        tls = self.pki.client(node_name(index))
+        way = dict(self.front.kind.settings) if self.front is not None else {}
+        return Daemon("rhizome-shoot-client", self.nodes[index - 1], 9842, shoot_settings(index, tls) | way | settings)
+
+    # What can be seen from outside the daemons.
+
+    def connected_from(self) -> list[str]:
+        """Where the seed server's connections come from, as the seed's kernel says."""
+        return [host for host, _ in _connections(self.seed, f"sport = :{addresses.SERVER_PORT}")]
+
+    def connected_to(self, index: int = 1) -> list[str]:
+        """Where a node's connections to the outside go to, address and port, as its kernel says."""
+        own = addresses.INTERNET[self.underlay == 6], addresses.SEED_PODS[self.underlay == 6]
+        return [
+            _socket(host, port)
+            for host, port in _connections(self.nodes[index - 1], "")
+            if any(ip_address(host) in ip_network(network) for network in own)
+        ]
+
+    def way(self) -> tuple[str, str]:
+        """What `connected_from` and `connected_to` must say when the only way in is the right one."""
+        family = self.underlay
+        if self.front is None:
+            return addresses.NAT_OUTSIDE[family], _socket(addresses.SEED[family], addresses.SERVER_PORT)
+        return addresses.SEED_GATEWAY.v4, _socket(addresses.PROXY[family], self.front.kind.port)
+
+    def tunnel_addresses(self, machine: Machine) -> list[str]:
+        """The machine's addresses inside the tunnel network, all families."""
+        networks = [ip_network(text) for text in addresses.TUNNEL]
+        listed = json.loads(machine.run(["ip", "-j", "address"]).stdout)
+        texts = [info["local"] for link in listed for info in link["addr_info"]]
+        return [text for text in texts if any(ip_address(text) in network for network in networks)]
+
     # Faults and changes. Each is what really happens to such systems.
 
     def resolve_server_to(self, *pairs: Pair) -> None:
@@ -177,6 +233,33 @@ class Lab:
                 addresses.PROXY_NAME: [addresses.PROXY[self.underlay]],
             }
         )
+
+    def kill_proxy(self) -> None:
+        """SIGKILL: every connection through it ends, and its port refuses."""
+        self._proxy().kill()
+
+    def start_proxy(self) -> None:
+        """After `kill_proxy`; listens when this returns."""
+        self._proxy().start()
+
+    def _proxy(self) -> Front:
+        if self.front is None:
+            raise LabError("this lab has no proxy")
+        return self.front
+
+    def delete_device(self, machine: Machine) -> None:
+        """`ip link delete` of Rhizome's WireGuard device, by hand."""
+        for name in self._devices(machine):
+            machine.ip(f"link delete {name}")
+
+    def flush_routes(self, machine: Machine) -> None:
+        """`ip route flush` of Rhizome's routing table, by hand."""
+        for family in ("-4", "-6"):
+            machine.run(["ip", family, "route", "flush", "table", str(ROUTE_TABLE)])
+
+    def _devices(self, machine: Machine) -> list[str]:
+        links = json.loads(machine.run(["ip", "-j", "link"]).stdout)
+        return [link["ifname"] for link in links if link.get("ifalias", "").startswith(IFALIAS_PREFIX)]
 
     def block(self, direction: str = "both") -> None:
         """Drop silently, on the NAT router, what goes `up` (out of the shoot), `down`, or both. Until `unblock`."""
@@ -219,6 +302,17 @@ class Lab:
         self._undo.clear()
         self.record.keep()
         return self.record
+
+
+def _socket(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _connections(machine: Machine, condition: str) -> list[tuple[str, int]]:
+    """The far ends of a machine's established TCP connections."""
+    lines = machine.run(["ss", "-Htn", "state", "established", *condition.split()]).stdout.splitlines()
+    ends = [line.split()[3].rpartition(":") for line in lines]
+    return [(host.strip("[]").removeprefix("::ffff:"), int(port)) for host, _, port in ends]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One machine of the lab: a network namespace, and a mount namespace with its own /run and resolv.conf.
+"""One machine of the lab: a network namespace, and a mount namespace with its own /run, /dev/shm and resolv.conf.
 
 A sleeping process holds the mount namespace, as the pause container does for a Kubernetes pod. So two machines may both
 have /run/wireguard/rhizome0.sock, and nothing is ever mounted where the host could see it.
@@ -28,6 +28,7 @@ case $resolv in
   *) mount --bind "$1/resolv.conf" "$resolv" ;;
 esac
 mount --bind "$1/run" /run
+mount -t tmpfs shm /dev/shm
 echo ready
 exec sleep infinity
 """

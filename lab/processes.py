@@ -106,6 +106,11 @@ class Process:
         self._popen.kill()
         self._popen.wait()
 
+    def kill_group(self) -> None:
+        """SIGKILL to it and to the children that stayed in its process group."""
+        os.killpg(self.pid, signal.SIGKILL)
+        self._popen.wait()
+
     def stop(self, grace_s: float = 3.0) -> None:
         """SIGTERM, then SIGKILL after `grace_s`. Gone when this returns."""
         self._popen.terminate()
