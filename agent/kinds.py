@@ -226,14 +226,19 @@ def _secret_path(text: str) -> Path:
 TEXT = Kind("TEXT", "text", "text", _text)
 BOOL = Kind("true|false", "true or false", "true", _boolean, (bool,), _same)
 PORT = _PORT
-CIDR = Kind("CIDR", "a network without host bits", "10.250.0.0/16", _cidr)
-ADDRESS = Kind("ADDRESS", "an IPv4 or IPv6 address", "10.250.0.7", _address)
-LISTEN = Kind("ADDRESS:PORT", "an IP address and a port", "127.0.0.1:8443", _listen)
-TARGET = Kind("HOST:PORT", "a name or IP address and a port", "vpn.example:8443", _target)
+CIDR = Kind("CIDR", "a network such as 10.250.0.0/16", "10.250.0.0/16", _cidr)
+ADDRESS = Kind("ADDRESS", "an IP address", "10.250.0.7", _address)
+LISTEN = Kind("ADDRESS:PORT", "address and port, such as [::]:8443", "127.0.0.1:8443", _listen)
+TARGET = Kind("HOST:PORT", "host and port, such as vpn.example:8443", "vpn.example:8443", _target)
 SERVER_NAME = Kind("NAME", "a DNS name or IP address", "vpn.example", _server_name)
-PROXY = Kind("[http://]HOST:PORT", "host and port of an HTTP CONNECT proxy", "proxy.example:3128", _proxy)
+PROXY = Kind("[http://]HOST:PORT", "host and port, such as http://proxy.example:3128", "proxy.example:3128", _proxy)
 HEADER: Kind[tuple[str, str]] = Kind(
-    "'NAME: VALUE'", "an HTTP header", "X-Destination: vpn", _header, show=": ".join, separator="\n"
+    "'NAME: VALUE'",
+    "a header such as X-Destination: vpn",
+    "X-Destination: vpn",
+    _header,
+    show=": ".join,
+    separator="\n",
 )
 IFNAME = Kind("IFNAME", f"at most {IFNAME_MAX} characters", "rz0", _ifname)
 LABEL = Kind("LABEL", "a DNS label", "shoot--garden--a", dns_label)

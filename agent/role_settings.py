@@ -87,6 +87,7 @@ class RoleSettings(BaseSettings):
         "address of /healthz, /readyz, /metrics and /status (plain HTTP); empty: none",
         group=OPERATION,
         default=HostPort("127.0.0.1", 9841),
+        optional=True,
     )
     log_level: LogLevel = setting(
         choice(LogLevel), "least level that is logged", group=OPERATION, default=LogLevel.INFO

@@ -39,7 +39,8 @@ REQUIRED: Any = _Required()
 class Spec(Generic[T]):
     """One row of the table. `default` is REQUIRED, None (off, or found out at run time, as `help` says) or a value.
 
-    `unit` is empty for a setting without one. `file`: the value names a file that must be readable at start.
+    `unit` is empty for a setting without one. `optional`: an empty text means None. `file`: the value names a file that
+    must be readable at start.
     """
 
     kind: Kind[T]
@@ -48,6 +49,7 @@ class Spec(Generic[T]):
     default: Any
     unit: str = ""
     many: bool = False
+    optional: bool = False
     file: bool = False
     name: str = ""
 
@@ -77,10 +79,11 @@ def setting(
     group: str,
     default: T | None = REQUIRED,
     unit: str = "",
+    optional: bool = False,
     file: bool = False,
 ) -> T:
-    """A field with one value. Without a default it has to be given; with the default None it may be empty."""
-    return cast("T", _field(Spec(kind, help, group, default, unit, file=file)))
+    """A field with one value. Without a default it has to be given. With the default None it is optional."""
+    return cast("T", _field(Spec(kind, help, group, default, unit, False, optional or default is None, file)))
 
 
 def settings(kind: Kind[T], help: str, *, group: str, default: tuple[T, ...] = ()) -> tuple[T, ...]:
@@ -211,7 +214,7 @@ def _parse(spec: Spec[Any], texts: Sequence[Any], source: str, *, split: bool = 
         return tuple(dict.fromkeys(values))
     if len(texts) > 1:
         raise ConfigError(f"{spec.name}: {source}: given {len(texts)} times, wants one value")
-    if not texts[0] and spec.default is None:
+    if not texts[0] and spec.optional:
         return None
     return _one(spec, texts[0], source)
 
@@ -239,7 +242,7 @@ def _toml_texts(spec: Spec[Any], value: Any, source: str) -> list[str | ConfigEr
         raise ConfigError(f"{spec.name}: {source}: must be {wanted}")
     texts: list[str | ConfigError] = []
     for item in value if spec.many else [value]:
-        if item == "" and spec.default is None:
+        if item == "" and spec.optional:
             texts.append("")
         elif type(item) not in spec.kind.toml:
             wanted = " or ".join(_TOML_TYPES[kind] for kind in spec.kind.toml)
@@ -276,17 +279,18 @@ def _unknown(table: Sequence[Spec[Any]], env: Mapping[str, str], file: File | No
             for key in file.table
             if key not in names
         ]
-    variables = [spec.env for spec in table]
+    variables = {spec.env.removeprefix(ENV_PREFIX): spec.env for spec in table}
     for key, value in sorted(env.items()):
-        if key.startswith(ENV_PREFIX) and key not in (*variables, ENV_FILE) and not _service_link(key, value):
-            problems.append(f"{key}: env: no such setting{nearest(key.upper(), variables)}")
+        if key.startswith(ENV_PREFIX) and key not in (*variables.values(), ENV_FILE) and not _service_link(key, value):
+            meant = nearest(key.removeprefix(ENV_PREFIX).upper(), variables, variables.__getitem__)
+            problems.append(f"{key}: env: no such setting{meant}")
     return problems
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """`; did you mean X?` for the nearest of `words`, or nothing."""
+def nearest(word: str, words: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    """`; did you mean X?` for the nearest of `words`, spelt by `spell`, or nothing."""
     found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.7)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f"; did you mean {spell(found[0])}?" if found else ""
 
 
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
@@ -297,9 +301,8 @@ def _service_link(key: str, value: str) -> bool:
 
     See "Discovering services, environment variables" of the Kubernetes documentation.
     """
-    if key.endswith("_PORT"):
-        return re.match(r"(tcp|udp|sctp)://", value) is not None
-    return _SERVICE_LINK.search(key) is not None
+    is_url = key.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", value) is not None
+    return is_url or _SERVICE_LINK.search(key) is not None
 
 
 def print_config(resolved: Resolved[Any]) -> str:
@@ -322,7 +325,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
-        return str(value)
+        return str(int(value)) if value == int(value) else str(value)
     if isinstance(value, list):
         return f"[{', '.join(toml_value(item) for item in value)}]"
     return quoted(value)

@@ -73,6 +73,7 @@ class Settings(RoleSettings):
         "file that remembers who has which tunnel address; empty: memory only",
         group=OPERATION,
         default=Path("/var/lib/rhizome/ipam.json"),
+        optional=True,
     )
     grant_lifetime_s: int = setting(
         integer(10, GRANT_LIFETIME_MAX_S, "SECONDS"),

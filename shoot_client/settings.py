@@ -92,6 +92,7 @@ class Settings(RoleSettings):
         "address of /healthz, /readyz, /metrics and /status (plain HTTP); empty: none",
         group=OPERATION,
         default=HostPort("127.0.0.1", 9842),
+        optional=True,
     )
 
     def sni(self) -> str:

@@ -7,6 +7,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -26,6 +27,9 @@ from agent.settings import (
     specs,
     toml_value,
 )
+
+_PLAN = "With `plan` as the first word: show what would be changed on this host, and change nothing."
+_LINE_MAX = 100
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -71,7 +75,8 @@ def make_parser(cls: type[BaseSettings]) -> Parser:
     """Every flag of the table; values stay text, and absent flags leave no trace."""
     parser = Parser(
         prog=cls.PROGRAM,
-        description=cls.ABOUT,
+        usage=f"{cls.PROGRAM} [plan] [--config PATH] [SETTING ...]",
+        description=f"{cls.ABOUT}\n{_PLAN}",
         epilog=epilog(cls.EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -83,6 +88,9 @@ def make_parser(cls: type[BaseSettings]) -> Parser:
     general.add_argument("--config", metavar="PATH", help=f"TOML file with settings (env {ENV_FILE})")
     general.add_argument(
         "--print-config", action="store_true", help="show every setting, with where it came from, and exit"
+    )
+    general.add_argument(
+        "--version", action="version", version=f"%(prog)s {version('rhizome')}", help="show it and exit"
     )
     groups: dict[str, Any] = {}
     for spec in specs(cls):
@@ -111,24 +119,32 @@ def help_words(spec: Spec[Any]) -> str:
     """One sentence and, in brackets, what `--help` has to say about the value."""
     facts = [f"in {spec.unit}"] if spec.unit else []
     facts += ["may be repeated"] if spec.many else []
-    facts += [f"default {default_words(spec)}" if spec.default is not REQUIRED else "required", f"env {spec.env}"]
-    return f"{spec.help} ({', '.join(facts)})"
+    facts += [f"or --no-{spec.flag.removeprefix('--')}"] if spec.kind is BOOL else []
+    facts += [f"default {words}"] if (words := default_words(spec)) else []
+    facts += ["required"] if spec.default is REQUIRED else []
+    return f"{spec.help} ({', '.join([*facts, f'env {spec.env}'])})"
 
 
 def default_words(spec: Spec[Any]) -> str:
-    """The default as one would type it."""
+    """The default as one would type it, "" where there is none."""
+    if spec.default is REQUIRED or spec.default is None:
+        return ""
     shown = spec.show(spec.default)
-    if shown is None or shown == []:
-        return "none"
-    items = shown if isinstance(shown, list) else [shown]
-    return ", ".join(toml_value(item).strip('"') for item in items)
+    return ", ".join(toml_value(item).strip('"') for item in (shown if isinstance(shown, list) else [shown]))
 
 
 def epilog(examples: Sequence[str]) -> str:
     """Examples to copy, and the exit codes."""
-    lines = ["examples:", *(f"  {example}" for example in examples), ""]
+    lines = ["examples:", *(f"  {wrap(example)}" for example in examples), ""]
     lines += ["exit codes:", *(f"  {code.value:>3}  {code.meaning}" for code in Exit)]
     return "\n".join(lines)
+
+
+def wrap(command: str) -> str:
+    """A long command line as several, the way a shell accepts it."""
+    if len(command) <= _LINE_MAX:
+        return command
+    return command.replace(" --", " \\\n    --")
 
 
 def _unknown_flags(parser: Parser, rest: Sequence[str]) -> list[str]:

@@ -1,0 +1,80 @@
+"""The examples work as they stand: files are read by the role they are for, command lines run."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+import seed_server.settings
+import shoot_client.settings
+from agent.__main__ import main
+from agent.cli.flags import load
+from agent.settings import BaseSettings
+from shoot_client.facts import read_file
+
+ROOT = Path(__file__).parents[2]
+ROLES: dict[str, type[BaseSettings]] = {
+    "seed-server": seed_server.settings.Settings,
+    "shoot-client": shoot_client.settings.Settings,
+}
+FILES = sorted(path.name for path in (ROOT / "examples").glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples beside the certificates that the comments on top of them tell to make."""
+    place = tmp_path_factory.mktemp("examples")
+    shutil.copytree(ROOT / "examples", place / "examples")
+    pki = str(place / "pki")
+    assert main(["pki", "init", "--dir", pki, "--control-plane", "shoot--garden--a"]) == 0
+    assert main(["pki", "server", "--dir", pki, "--dns", "vpn.example"]) == 0
+    assert main(["pki", "client", "--dir", pki, "--name", "node-1"]) == 0
+    (place / "pki" / "proxy-credentials").write_text("user:password\n")
+    return place
+
+
+def test_there_is_an_example_for_every_role() -> None:
+    assert {role for role in ROLES for name in FILES if name.startswith(role)} == set(ROLES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(directory)
+    path = Path("examples") / name
+    role = next((role for word, role in ROLES.items() if name.startswith(word)), None)
+    if role is None:
+        assert read_file(path).all()
+        return
+    resolved = load(role, ["--config", str(path)], env={})
+    assert f"file {path}" in resolved.sources.values()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_commands_in_the_head_of_a_file(
+    name: str, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(directory)
+    for line in Path("examples", name).read_text().splitlines():
+        if line.startswith("#   rhizome-"):
+            program, *words = shlex.split(line.removeprefix("#"))
+            if program == "rhizome-agent":
+                assert main([*words, "--force"]) == 0
+            else:
+                load(ROLES[program.removeprefix("rhizome-")], words, env={})
+
+
+@pytest.mark.parametrize("role", ROLES.values(), ids=ROLES)
+def test_the_examples_in_help(
+    role: type[BaseSettings], directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --print-config added: everything but the daemon itself."""
+    monkeypatch.chdir(directory)
+    for example in role.EXAMPLES:
+        program, *words = shlex.split(example)
+        assert program == role.PROGRAM
+        with pytest.raises(SystemExit, match="0"):
+            load(role, [*words, "--print-config"], env={})
+        assert "shoot--garden--a" in capsys.readouterr().out
