@@ -24,6 +24,7 @@ from agent.model import (
     PrivateKey,
     PublicKey,
 )
+from agent.nlmsg import attribute
 
 FAMILY_NAME = "wireguard"
 VERSION = 1
@@ -54,13 +55,8 @@ _ALLOWED_IP4 = struct.Struct("=HHHHHxxHH4sHHBxxx")
 _ALLOWED_IP6 = struct.Struct("=HHHHHxxHH16sHHBxxx")
 
 
-def attribute(kind: int, payload: bytes | bytearray) -> bytes:
-    """One netlink attribute, padded to 4 bytes."""
-    return _HEADER.pack(4 + len(payload), kind) + payload + bytes(-len(payload) & 3)
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and payload of each attribute. Raises ValueError when a length does not fit."""
+def entries(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and payload of each attribute, in order. Raises ValueError when a length does not fit."""
     offset, end = 0, len(data)
     while offset + 4 <= end:
         length, kind = _HEADER.unpack_from(data, offset)
@@ -96,17 +92,17 @@ def set_requests(
         head = get_request(step.ifname)
         if isinstance(step, SetDevice):
             if peers:  # the kernel applies the device's attributes before the peers of the same request
-                yield head + attribute(_DEVICE_PEERS | _NESTED, peers)
+                yield head + attribute(_DEVICE_PEERS | _NESTED, bytes(peers))
                 peers = bytearray()
             yield head + _device(step)
             continue
         for piece in _pieces(step, throwaway_key, scope_index):
             if len(peers) + len(piece) > MAX_PEERS_BYTES:
-                yield head + attribute(_DEVICE_PEERS | _NESTED, peers)
+                yield head + attribute(_DEVICE_PEERS | _NESTED, bytes(peers))
                 peers = bytearray()
             peers += piece
     if peers:
-        yield get_request(steps[-1].ifname) + attribute(_DEVICE_PEERS | _NESTED, peers)
+        yield get_request(steps[-1].ifname) + attribute(_DEVICE_PEERS | _NESTED, bytes(peers))
 
 
 def _device(step: SetDevice) -> bytes:
@@ -228,9 +224,9 @@ def decode(messages: Iterable[bytes], scope_name: Callable[[int], str]) -> Devic
     parts: dict[bytes, _PeerParts] = {}
     try:
         for message in messages:
-            for kind, data in attributes(message):
+            for kind, data in entries(message):
                 if kind == _DEVICE_PEERS:
-                    for _, peer in attributes(data):
+                    for _, peer in entries(data):
                         _peer(peer, parts, scope_name)
                 elif kind == _DEVICE_PRIVATE_KEY:
                     private_key = data
@@ -251,11 +247,11 @@ def decode(messages: Iterable[bytes], scope_name: Callable[[int], str]) -> Devic
 
 
 def _peer(data: bytes, parts: dict[bytes, _PeerParts], scope_name: Callable[[int], str]) -> None:
-    found = dict(attributes(data))
+    found = dict(entries(data))
     peer = parts.setdefault(found[_PEER_PUBLIC_KEY], _PeerParts())
     for kind, value in found.items():
         if kind == _PEER_ALLOWED_IPS:
-            peer.allowed_ips += [_network(nested) for _, nested in attributes(value)]
+            peer.allowed_ips += [_network(nested) for _, nested in entries(value)]
         elif kind == _PEER_PRESHARED_KEY:
             peer.preshared_key = value
         elif kind == _PEER_ENDPOINT:
@@ -272,7 +268,7 @@ def _peer(data: bytes, parts: dict[bytes, _PeerParts], scope_name: Callable[[int
 
 
 def _network(data: bytes) -> IPNetwork:
-    found = dict(attributes(data))
+    found = dict(entries(data))
     prefixlen = found[_ALLOWED_IP_PREFIXLEN][0]
     packed = found[_ALLOWED_IP_ADDRESS]
     return IPv4Network((packed, prefixlen)) if len(packed) == 4 else IPv6Network((packed, prefixlen))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -21,127 +21,30 @@ from pyroute2.netlink.exceptions import NetlinkError
 from agent.errors import HostError, Unsupported
 from agent.host import CreateDevice, RemoveAllowedIPs, SetPeer, WireGuardStep
 from agent.model import DeviceState
+from agent.nlmsg import NetlinkSocket, Request, attribute, attributes
 from agent.wireguard import genl
 
 T = TypeVar("T")
 
-log = logging.getLogger("rhizome.wireguard")
-
-_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GENERIC = 270, 10, 11, 16
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _ACK, _DUMP = 0x01, 0x04, 0x300
-_FLAG_DUMP_INTR, _FLAG_CAPPED, _FLAG_ACK_TLVS = 0x10, 0x100, 0x200
+_NETLINK_GENERIC = 16
 _GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 3, 1, 2
-_EXT_ACK_TEXT = 1
+_GENL_HEADER = struct.Struct("=BBH")  # command, version, reserved
 
-_MESSAGE = struct.Struct("=IHHII")
-_RECEIVE_BYTES = 1 << 16  # the kernel's dump messages have at most 32 KiB
-_TIMEOUT_S = 30.0
-_DUMP_ATTEMPTS = 20
 #: Peers and allowed-ips that are coded and exchanged on the event loop (under 20 ms); more than that goes to a thread.
 _INLINE = 1_000
 #: No device has such an MTU: the kernel refuses it, but only after it has found the link type.
 _IMPOSSIBLE_MTU_BYTES = 0x7FFFFFFF
 
 
-class Socket(Protocol):
-    """What a conversation needs of a netlink socket."""
-
-    def send(self, data: bytes, /) -> int: ...
-
-    def recv(self, size: int, /) -> bytes: ...
-
-    def close(self) -> None: ...
-
-
-def open_socket() -> Socket:
+def open_socket() -> NetlinkSocket:
     """A generic netlink socket in the network namespace of this thread."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC)
-    try:
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        # Without this a refusal carries the whole request back, keys and all.
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        sock.settimeout(_TIMEOUT_S)
-        sock.bind((0, 0))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-class _DumpInterruptedError(Exception):
-    """The table changed while the kernel was listing it: the answer may lack entries or have them twice."""
-
-
-class _Conversation:
-    """Requests to the WireGuard family, one after the other, on a socket of their own."""
-
-    def __init__(self, sock: Socket) -> None:
-        self._sock = sock
-        self._sequence = 0
-        self._family = _GENL_ID_CTRL
-
-    def __enter__(self) -> _Conversation:
-        """Looks the family up, which also loads the module. OSError(ENOENT): this kernel has no WireGuard."""
-        try:
-            name = genl.attribute(_CTRL_FAMILY_NAME, genl.FAMILY_NAME.encode() + b"\0")
-            (message,) = self.call(_CTRL_CMD_GETFAMILY, name)
-            (self._family,) = struct.unpack("=H", dict(genl.attributes(message))[_CTRL_FAMILY_ID])
-        except BaseException:
-            self._sock.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._sock.close()
-
-    def call(self, command: int, attributes: bytes, flags: int = 0) -> list[bytes]:
-        """Attributes of each message of the answer. Raises OSError with the kernel's own words, or _DumpInterruptedError."""
-        self._sequence += 1
-        body = struct.pack("=BBH", command, genl.VERSION, 0) + attributes
-        size = _MESSAGE.size + len(body)
-        self._sock.send(_MESSAGE.pack(size, self._family, _REQUEST | _ACK | flags, self._sequence, 0) + body)
-        answers: list[bytes] = []
-        interrupted = False
-        while True:
-            data = self._sock.recv(_RECEIVE_BYTES)
-            offset = 0
-            while offset + _MESSAGE.size <= len(data):
-                length, kind, reply_flags, sequence, _ = _MESSAGE.unpack_from(data, offset)
-                payload = data[offset + _MESSAGE.size : offset + length]
-                offset += max((length + 3) & ~3, _MESSAGE.size)
-                if sequence != self._sequence:
-                    continue
-                interrupted |= bool(reply_flags & _FLAG_DUMP_INTR)
-                if kind not in (_NLMSG_ERROR, _NLMSG_DONE):
-                    answers.append(payload[4:])
-                    continue
-                _raise_refusal(kind, reply_flags, payload)
-                if interrupted:
-                    raise _DumpInterruptedError
-                return answers
-
-
-def _raise_refusal(kind: int, flags: int, payload: bytes) -> None:
-    """Raises OSError unless the acknowledgement says 0."""
-    code = -struct.unpack_from("=i", payload)[0] if len(payload) >= 4 else 0
-    if code == 0:
-        return
-    words = os.strerror(code)
-    if flags & _FLAG_ACK_TLVS:
-        start = 4
-        if kind == _NLMSG_ERROR:  # the refused request's header, and all of it unless capped, stand in between
-            start += _MESSAGE.size if flags & _FLAG_CAPPED else struct.unpack_from("=I", payload, 4)[0]
-        text = dict(genl.attributes(payload[start:])).get(_EXT_ACK_TEXT, b"")
-        if text:
-            words += f" ({text.rstrip(bytes(1)).decode(errors='replace')})"
-    raise OSError(code, words)
+    return NetlinkSocket(_NETLINK_GENERIC)
 
 
 class KernelWireGuard:
     """`agent.host.WireGuard` over the kernel's own devices."""
 
-    def __init__(self, open_socket: Callable[[], Socket] = open_socket) -> None:
+    def __init__(self, open_socket: Callable[[], NetlinkSocket] = open_socket) -> None:
         self._open_socket = open_socket
         self._sizes: dict[str, int] = {}  # peers and allowed-ips of each device when it was last read
 
@@ -177,31 +80,24 @@ class KernelWireGuard:
             await delete_link(ifname)
 
     def _dump(self, ifname: str) -> DeviceState | None:
-        for _ in range(_DUMP_ATTEMPTS):
-            try:
-                with _Conversation(self._open_socket()) as wireguard:
-                    messages = wireguard.call(genl.CMD_GET_DEVICE, genl.get_request(ifname), _DUMP)
-                return genl.decode(messages, socket.if_indextoname)
-            except _DumpInterruptedError:
-                log.debug("dump of %s interrupted, again", ifname, extra={"event": "wireguard.dump_interrupted"})
-            except OSError as exc:
-                if exc.errno in (errno.ENODEV, errno.EOPNOTSUPP, errno.ENOENT):
-                    return None
-                raise _error(f"cannot read {ifname}", exc) from exc
-            except ValueError as exc:
-                raise HostError(f"cannot read {ifname}: the kernel's answer makes no sense ({exc})") from exc
-        raise HostError(
-            f"cannot read {ifname}: it changed during each of {_DUMP_ATTEMPTS} looks; what else writes to it?",
-            errno.EAGAIN,
-        )
+        try:
+            with self._family() as (netlink, family):
+                messages = netlink.dump(family, _body(genl.CMD_GET_DEVICE, genl.get_request(ifname)))
+            return genl.decode((message[_GENL_HEADER.size :] for message in messages), socket.if_indextoname)
+        except OSError as exc:
+            if exc.errno in (errno.ENODEV, errno.EOPNOTSUPP, errno.ENOENT):
+                return None
+            raise _error(f"cannot read {ifname}", exc) from exc
+        except ValueError as exc:
+            raise HostError(f"cannot read {ifname}: the kernel's answer makes no sense ({exc})") from exc
 
     def _set(self, steps: Sequence[WireGuardStep]) -> None:
         ifname = steps[0].ifname
         try:
             requests = genl.set_requests(steps, throwaway_key=_throwaway_key, scope_index=link_index)
-            with _Conversation(self._open_socket()) as wireguard:
+            with self._family() as (netlink, family):
                 for request in requests:
-                    wireguard.call(genl.CMD_SET_DEVICE, request)
+                    _exchange(netlink, family, request)
         except OSError as exc:
             if exc.errno == errno.ENOENT:
                 raise HostError(f"cannot set {ifname}: WireGuard is gone from this kernel", errno.ENODEV) from exc
@@ -212,13 +108,37 @@ class KernelWireGuard:
     def _clear(self, ifname: str) -> bool:
         """Take all peers away; False when there is no such device."""
         try:
-            with _Conversation(self._open_socket()) as wireguard:
-                wireguard.call(genl.CMD_SET_DEVICE, genl.clear_request(ifname))
+            with self._family() as (netlink, family):
+                _exchange(netlink, family, genl.clear_request(ifname))
         except OSError as exc:
             if exc.errno in (errno.ENODEV, errno.ENOENT):
                 return False
             raise _error(f"cannot delete {ifname}", exc) from exc
         return True
+
+    @contextmanager
+    def _family(self) -> Iterator[tuple[NetlinkSocket, int]]:
+        """A socket for one conversation, and the number of the WireGuard family; looking it up also loads the module.
+
+        Raises OSError(ENOENT) when this kernel has no WireGuard.
+        """
+        netlink = self._open_socket()
+        try:
+            name = attribute(_CTRL_FAMILY_NAME, genl.FAMILY_NAME.encode() + b"\0")
+            answer = netlink.get(_GENL_ID_CTRL, _body(_CTRL_CMD_GETFAMILY, name))
+            (family,) = struct.unpack("=H", attributes(answer, _GENL_HEADER.size)[_CTRL_FAMILY_ID])
+            yield netlink, family
+        finally:
+            netlink.close()
+
+
+def _body(command: int, attributes: bytes) -> bytes:
+    return _GENL_HEADER.pack(command, genl.VERSION, 0) + attributes
+
+
+def _exchange(netlink: NetlinkSocket, family: int, attributes: bytes) -> None:
+    for refusal in netlink.exchange([Request(family, 0, _body(genl.CMD_SET_DEVICE, attributes))]).values():
+        raise refusal
 
 
 async def probe() -> str | None:

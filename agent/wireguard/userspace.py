@@ -129,7 +129,7 @@ class UserspaceWireGuard:
         try:
             process = await asyncio.create_subprocess_exec(
                 self._program, ifname,
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
                 env=environment, start_new_session=True,
             )  # fmt: skip
         except OSError as exc:
@@ -138,7 +138,7 @@ class UserspaceWireGuard:
             ) from exc
         try:
             async with asyncio.timeout(_START_S):
-                _, said = await process.communicate()
+                said, _ = await process.communicate()
         except BaseException as exc:
             process.kill()
             await process.wait()
