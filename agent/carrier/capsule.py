@@ -123,7 +123,7 @@ class CapsuleParser:
     parse yet. Use: `end = parser.restore(buffer)`, read from the stream into `buffer[end:]`, `parser.parse(buffer, end + n)`.
     """
 
-    __slots__ = ("_extensions", "_rest", "_skip_bytes", "backlog", "oversize", "received_bytes", "skipped")
+    __slots__ = ("_extensions", "_rest", "_skip_bytes", "backlog", "oversize", "parsed", "received_bytes", "skipped")
 
     def __init__(self, *, extensions: bool, early: bytes = b"") -> None:
         """`extensions=False`: our own capsule types are unknown ones. `early`: bytes that were read before."""
@@ -132,6 +132,8 @@ class CapsuleParser:
         self._skip_bytes = 0
         #: Whole capsules may be left that `limit` kept from being parsed: parse again without reading.
         self.backlog = bool(early)
+        #: Capsules that the last call has dealt with, also those skipped.
+        self.parsed = 0
         #: UDP payload received in context 0, also of datagrams too large to be used: the value of our Ack.
         self.received_bytes = 0
         #: Datagrams larger than MAX_DATAGRAM_BYTES.
@@ -157,8 +159,8 @@ class CapsuleParser:
         """
         view = memoryview(buffer)
         items: list[Item] = []
-        pos = self._skip(0, end)
-        while pos < end and limit > 0:
+        pos, left = self._skip(0, end), limit
+        while pos < end and left > 0:
             value = self._value_at(buffer, pos, end)
             if value is None:
                 break
@@ -166,20 +168,21 @@ class CapsuleParser:
             if kind == _SKIP:
                 self._skip_bytes = stop - start
                 pos = self._skip(start, end)
-                limit -= 1
+                left -= 1
             elif stop > end:
                 break
             elif kind == DATAGRAM:
-                run, pos = _run(buffer, view[:end], start, stop, limit)
+                run, pos = _run(buffer, view[:end], start, stop, left)
                 items.append(run)
                 self.received_bytes += run.total_bytes
-                limit -= len(run.payloads)
+                left -= len(run.payloads)
             else:
                 items.append(_own(kind, view[start:stop].tobytes()))
                 pos = stop
-                limit -= 1
+                left -= 1
         self._rest = view[pos:end].tobytes()
-        self.backlog = limit <= 0 and pos < end
+        self.parsed = limit - left
+        self.backlog = left <= 0 and pos < end
         return items
 
     def _skip(self, pos: int, end: int) -> int:

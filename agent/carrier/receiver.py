@@ -30,28 +30,28 @@ class StreamReceiver:
         any stream overwrites."""
         buffers = scratch()
         end = self.parser.restore(buffers.rx)
+        unread = True
         if not self.parser.backlog:
-            end = self._fill(buffers.rx_view, end)
-        else:
-            self.more = True
-        return self.parser.parse(buffers.rx, end, limit)
+            end, unread = self._fill(buffers.rx_view, end)
+        items = self.parser.parse(buffers.rx, end, limit)
+        self.more = unread or self.parser.backlog
+        return items
 
-    def _fill(self, view: memoryview, end: int) -> int:
-        """Read until the stream has no more or READ_BYTES are there. A whole record always fits, so that TLS itself never
-        holds back data of which epoll knows nothing."""
+    def _fill(self, view: memoryview, end: int) -> tuple[int, bool]:
+        """Read until READ_BYTES are there or the stream has no more, which is False in the answer. A whole record always
+        fits, so that TLS itself never holds back data of which epoll knows nothing."""
         full = end + READ_BYTES
         self.wants_write = False
-        self.more = True
         try:
             while end < full:
                 size = self._stream.recv_into(view[end:], full + RECORD_BYTES - end)
                 if not size:
                     self.ended = True
-                    self.more = False
-                    break
+                    return end, False
                 end += size
         except ssl.SSLWantReadError:
-            self.more = False
+            return end, False
         except ssl.SSLWantWriteError:
-            self.more, self.wants_write = False, True
-        return end
+            self.wants_write = True
+            return end, False
+        return end, True

@@ -198,13 +198,11 @@ class Relay:
                 if isinstance(item, Run):
                     self._port.send(item)
                     receiver.packets += len(item.payloads)
-                    left -= len(item.payloads)
                 else:
                     self._on_item(item, now)
-                    left -= 1
             if not receiver.more:
                 break
-            left -= 1
+            left -= max(1, receiver.parser.parsed)
         if self._liveness is not None:
             self._liveness.on_received(now)
         if receiver.more:
@@ -315,7 +313,7 @@ def _cause(exc: OSError) -> tuple[str, str]:
     if isinstance(exc, (ssl.SSLEOFError, ssl.SSLSyscallError)):
         return "reset", "the connection ended in the middle of a record"
     if isinstance(exc, ssl.SSLError):
-        return "tls", exc.reason or str(exc)
+        return "tls", getattr(exc, "reason", None) or str(exc)
     if isinstance(exc, TimeoutError):
         return "dead", f"TCP had no answer for {USER_TIMEOUT_MS // 1000} s"
     return "reset", exc.strerror or str(exc)
