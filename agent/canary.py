@@ -21,6 +21,8 @@ log = logging.getLogger("rhizome.canary")
 
 PORT = 52485
 INTERVAL_S = 1.0
+TICK_S = 0.2  # how often a target is asked that has not been heard of yet
+EAGER = 50  # so many questions long; a client that stays silent is asked once per INTERVAL_S like all others
 FRESH_S = 4.0  # an answer younger than this means ready: three lost in a row are tolerated
 
 _FORMAT = struct.Struct("!4sII")  # magic, number of this question, number of the last question whose answer arrived
@@ -36,6 +38,11 @@ class Target:
     asked_at: deque[float] = field(default_factory=lambda: deque(maxlen=3))  # of the last questions, newest last
     answered_at: float | None = None
     rtt_s: float | None = None
+
+    def is_due(self, now: float) -> bool:
+        """Two answers make both sides know that packets cross; until then there is no time to lose."""
+        eager = self.answered < 2 and self.asked < EAGER
+        return not self.asked_at or now - self.asked_at[-1] >= (TICK_S if eager else INTERVAL_S) - TICK_S / 2
 
     def age_s(self, now: float) -> float | None:
         return None if self.answered_at is None else now - self.answered_at
@@ -95,7 +102,7 @@ class _Port:
 
 
 class Prober:
-    """Server side: asks every client's tunnel address once per `ask()` and notes what comes back."""
+    """Server side: asks every client's tunnel address that is due, and notes what comes back. Call `ask` every TICK_S."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -116,6 +123,8 @@ class Prober:
     def ask(self) -> None:
         now = self._clock()
         for address, target in self.targets.items():
+            if not target.is_due(now):
+                continue
             target.asked += 1
             target.asked_at.append(now)
             self._port.send(_FORMAT.pack(_ASK, target.asked, target.answered), (address, PORT))

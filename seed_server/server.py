@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
-from agent.canary import INTERVAL_S, Prober
+from agent.canary import TICK_S, Prober
 from agent.carrier.api import Close, Command, Down, Event, GetStats, Message, Send, Stats, Turned, Up
 from agent.dataplane import DataPlane
 from agent.engine import Pass
@@ -30,6 +30,7 @@ from seed_server.registry import STREAM, Admitted, Registry, admit, carried, exp
 
 log = logging.getLogger("rhizome.seed")
 
+BEAT_S = 1.0
 ENROLLS_AT_ONCE = 64
 PEER_IN_PLACE_S = 5.0  # how long an enrolling client waits for its peer to stand on the device
 STATUS_EVERY = 3  # beats between two looks at WireGuard's counters
@@ -89,6 +90,7 @@ class SeedServer:
         spawn(self.engine.run(), name="seed.engine", vital=True)
         spawn(self._listen(events), name="seed.events", vital=True)
         spawn(self._beat(), name="seed.beat", vital=True)
+        spawn(self._ask(), name="seed.canary", vital=True)
         await stop.wait()
         self.prober.close()
 
@@ -265,13 +267,17 @@ class SeedServer:
 
     # What time brings
 
+    async def _ask(self) -> None:
+        while True:
+            self.prober.ask()
+            await asyncio.sleep(TICK_S)
+
     async def _beat(self) -> None:
         for beat in itertools.count():
             if beat % STATUS_EVERY == 0:
                 await self._look()
-            await asyncio.sleep(INTERVAL_S)
-            now = time.monotonic()
-            registry = expire(self.registry, now)
+            await asyncio.sleep(BEAT_S)
+            registry = expire(self.registry, time.monotonic())
             for key in self.live.sent.keys() - registry.clients.keys():
                 del self.live.sent[key]
             waiting = any(
@@ -279,7 +285,6 @@ class SeedServer:
             )  # their shared prefixes may move
             if registry is not self.registry or waiting:
                 self._commit(registry)
-            self.prober.ask()
             self._send(GetStats())
 
     async def _look(self) -> None:

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent.canary import PORT, Prober, Responder, Target
+from agent.canary import EAGER, INTERVAL_S, PORT, TICK_S, Prober, Responder, Target
 
 LO = ip_address("127.0.0.1")
 LO6 = ip_address("::1")
@@ -127,3 +127,23 @@ async def test_a_poke_is_one_datagram_that_means_nothing(clock: Clock) -> None:
         responder.poke(ip_address("127.0.0.3"))
         assert len(server.recv(100)) == 12
         responder.close()
+
+
+def test_a_target_is_asked_often_until_it_is_known_and_then_once_a_second() -> None:
+    target, asked = Target(), []
+    for tick in range(100):
+        now = tick * TICK_S
+        if target.is_due(now):
+            target.asked += 1
+            target.asked_at.append(now)
+            asked.append(tick)
+        if tick == 20:
+            target.answered = 2
+    assert asked[:21] == list(range(21))
+    assert asked[21:] == list(range(25, 100, 5))
+
+
+def test_one_that_stays_silent_is_not_asked_often_for_ever() -> None:
+    target = Target(asked=EAGER)
+    target.asked_at.append(0.0)
+    assert not target.is_due(TICK_S) and target.is_due(INTERVAL_S)
