@@ -12,26 +12,21 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from aiohttp import web
-
 from agent.errors import HostError
 from agent.kinds import HostPort
-from agent.metrics import CONTENT_TYPE, exposition
+from agent.run import spawn
 from agent.status import RoleStatus, to_json
 
 log = logging.getLogger("rhizome.observability")
 
 State = Callable[[], RoleStatus]
 
-#: One request per connection, whole within this; a kubelet gives up after a second, Prometheus after ten.
-REQUEST_MAX_S = 10.0
-CONNECTIONS_MAX = 64
-HEAD_LINE_MAX = 4096
-HEADERS_MAX = 64
+BACKLOG = 64
 
 
 class Page(NamedTuple):
@@ -56,6 +51,8 @@ def status_page(state: State) -> Page:
 
 
 def metrics(state: State) -> Page:
+    from agent.metrics import CONTENT_TYPE, exposition
+
     return Page(200, CONTENT_TYPE, exposition(state()))
 
 
@@ -71,101 +68,74 @@ def _text(status: int, text: str) -> Page:
     return Page(status, "text/plain; charset=utf-8", text.encode() + b"\n")
 
 
-class _Server(web.Server):
-    """aiohttp's server with what it lacks: a deadline from the first byte on, and a bound on connections."""
-
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        if len(self.connections) > CONNECTIONS_MAX:
-            transport.abort()
-        else:
-            asyncio.get_running_loop().call_later(REQUEST_MAX_S, transport.abort)
-
-
 class HealthServer:
-    """Serves the pages of one role. `listen=None` and `path=None`: not there. Use as `async with`."""
+    """Serves the pages of one role. `listen=None` and `path=None`: not there. Use as `async with`.
+
+    The sockets are bound at once, so that an address in use is an error at start. The HTTP and metrics libraries are only
+    imported when somebody asks for the first time: they take 0.2 s and 15 MiB, and a tunnel should not wait for them.
+    """
 
     def __init__(self, listen: HostPort | None, state: State, *, path: Path | None = None) -> None:
         self._listen = listen
         self._state = state
         self._path = path
-        self._runner: web.ServerRunner | None = None
+        self._sockets: list[socket.socket] = []
         self._inode = 0
+        self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> HealthServer:
         """Raises HostError when an address cannot be had."""
-        server = _Server(
-            self._answer,
-            access_log=None,
-            max_line_size=HEAD_LINE_MAX,
-            max_field_size=HEAD_LINE_MAX,
-            max_headers=HEADERS_MAX,
-        )
-        self._runner = web.ServerRunner(server)
-        await self._runner.setup()
         try:
             if self._listen is not None:
-                await self._serve(self._tcp(self._listen))
+                self._sockets.append(_tcp(self._listen))
             if self._path is not None:
-                await self._serve(self._unix(self._path))
+                self._sockets.append(_unix(self._path))
+                self._inode = self._path.stat().st_ino
         except BaseException:
-            await self.__aexit__(None, None, None)
+            self._close()
             raise
+        self._task = spawn(self._serve(), name="health", vital=True)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        self._close()
+
+    def _close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
         if self._path is not None and self._inode:
             # A newer process may have put its own socket there already.
             with contextlib.suppress(OSError):
                 if self._path.stat().st_ino == self._inode:
                     self._path.unlink()
-        if self._runner is not None:
-            await self._runner.cleanup()
 
     @property
     def port(self) -> int:
         """The TCP port that was bound (for a `listen` with port 0)."""
-        assert self._runner is not None and self._listen is not None
-        bound: int = self._runner.addresses[0][1]
+        bound: int = self._sockets[0].getsockname()[1]
         return bound
 
-    async def _serve(self, sock: socket.socket) -> None:
-        assert self._runner is not None
-        await web.SockSite(self._runner, sock).start()
+    async def _serve(self) -> None:
+        await self._first_caller()
+        webserver = await asyncio.to_thread(import_module, "agent.webserver")
+        async with webserver.serving(self._sockets, self._page):
+            await asyncio.Event().wait()
 
-    def _tcp(self, listen: HostPort) -> socket.socket:
-        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    async def _first_caller(self) -> None:
+        loop = asyncio.get_running_loop()
+        called = asyncio.Event()
+        for sock in self._sockets:
+            loop.add_reader(sock, called.set)
         try:
-            return socket.create_server(listen, family=family, backlog=CONNECTIONS_MAX)
-        except OSError as exc:
-            raise HostError(
-                f"cannot listen on {listen} for health: {exc.strerror}: choose another --health-listen", exc.errno or 0
-            ) from exc
-
-    def _unix(self, path: Path) -> socket.socket:
-        """The newest process wins the name: a daemon that replaces another one must not wait for it."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.unlink(missing_ok=True)
-            sock.bind(str(temporary))
-            temporary.chmod(0o600)
-            sock.listen(CONNECTIONS_MAX)
-            self._inode = temporary.stat().st_ino
-            temporary.replace(path)
-        except OSError as exc:
-            sock.close()
-            raise HostError(f"cannot make the status socket {path}: {exc}: choose another --runtime-dir") from exc
-        return sock
-
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        page = self._page(request.method, request.path)
-        response = web.Response(status=page.status, body=page.body, headers={"Content-Type": page.content_type})
-        response.force_close()
-        return response
+            await called.wait()
+        finally:
+            for sock in self._sockets:
+                loop.remove_reader(sock)
 
     def _page(self, method: str, path: str) -> Page:
         if path not in PAGES:
@@ -177,3 +147,30 @@ class HealthServer:
         except Exception:
             log.exception("%s failed", path, extra={"event": "page.failed"})
             return _text(500, "this page cannot be made: see the log")
+
+
+def _tcp(listen: HostPort) -> socket.socket:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    try:
+        return socket.create_server(listen, family=family, backlog=BACKLOG)
+    except OSError as exc:
+        raise HostError(
+            f"cannot listen on {listen} for health: {exc.strerror}: choose another --health-listen", exc.errno or 0
+        ) from exc
+
+
+def _unix(path: Path) -> socket.socket:
+    """The newest process wins the name: a daemon that replaces another one must not wait for it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        sock.bind(str(temporary))
+        temporary.chmod(0o600)
+        sock.listen(BACKLOG)
+        temporary.replace(path)
+    except OSError as exc:
+        sock.close()
+        raise HostError(f"cannot make the status socket {path}: {exc}: choose another --runtime-dir") from exc
+    return sock

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import observability
+from agent import webserver
 from agent.errors import HostError
 from agent.kinds import HostPort
 from agent.observability import HealthServer
@@ -87,9 +87,21 @@ async def test_heads_are_bounded(request_head: bytes) -> None:
         assert (await ask(server.port, get("/healthz")))[0] == 200
 
 
+async def test_nobody_who_comes_first_is_lost() -> None:
+    """Those who ask while the libraries are being imported wait for their answer."""
+    async with HealthServer(LOOPBACK, lambda: UP) as server:
+        answers = await asyncio.gather(*(ask(server.port, get("/readyz")) for _ in range(20)))
+    assert {code for code, _, _ in answers} == {200}
+
+
+async def test_without_any_address_it_is_quiet() -> None:
+    async with HealthServer(None, lambda: UP):
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("start", [b"", b"GET /healthz HT", b"POST /status HTTP/1.1\r\nContent-Length: 9\r\n\r\n"])
 async def test_a_slow_request_is_cut_off(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
-    monkeypatch.setattr(observability, "REQUEST_MAX_S", 0.05)
+    monkeypatch.setattr(webserver, "REQUEST_MAX_S", 0.05)
     async with HealthServer(LOOPBACK, lambda: UP) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(start)
@@ -109,7 +121,7 @@ async def refused(port: int) -> bool:
 
 
 async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observability, "CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(webserver, "CONNECTIONS_MAX", 3)
     async with HealthServer(LOOPBACK, lambda: UP) as server:
         held = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
         await asyncio.sleep(0.01)
