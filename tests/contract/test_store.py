@@ -137,8 +137,9 @@ def test_processes_that_are_killed_at_any_moment_never_share_an_address(tmp_path
     ends = time.monotonic() + 2.0
 
     def slot(number: int) -> None:
-        rng = random.Random(number)
-        while time.monotonic() < ends:
+        rng, runs = random.Random(number), 0
+        while time.monotonic() < ends or runs < 3:
+            runs += 1
             out = tmp_path / f"{number}-{rng.getrandbits(64):x}.out"
             outs.append(out)
             with worker(path, out.stem, out) as process:
@@ -161,5 +162,4 @@ def test_processes_that_are_killed_at_any_moment_never_share_an_address(tmp_path
     known = {str(block): allocation.owner.name for allocation in ledger for block in allocation.blocks}
     assert told.items() <= known.items()  # what was granted is on disk
     assert len(known) - len(told) <= 2 * len(outs)  # of each process, at most the last grant was never told
-    assert len(told) > 100
-    assert len(outs) >= 6
+    assert len(outs) >= 9

@@ -2,7 +2,7 @@ import json
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam.codec import decode, encode
@@ -25,6 +25,7 @@ allocations = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(allocations)
 def test_there_and_back(allocation: Allocation) -> None:
     assert decode(json.loads(json.dumps(encode(allocation)))) == allocation
@@ -54,6 +55,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     allocations, st.sampled_from(["owner", "addresses", "generation", "since", "expires", "rests_until"]), json_values
 )

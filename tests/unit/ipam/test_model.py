@@ -2,7 +2,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam.model import Allocation, Block, InconsistentLedger, Ledger, Owner, Policy, Pool, block_of
@@ -50,6 +50,7 @@ def test_a_pool_of_prefixes_leaves_out_every_block_that_touches_a_reserved_range
     assert str(pool) == "10.1.0.0/24 in blocks of /28"
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 255), st.lists(st.tuples(st.integers(0, 255), st.integers(24, 32)), max_size=6), st.integers(26, 32)
 )

@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam.persistent import Heap, Map
@@ -17,6 +17,7 @@ class Colliding(int):
 keys = st.integers(0, 40).map(Colliding) | st.integers(0, 1 << 70) | st.text(max_size=3)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), keys, st.integers())))
 def test_map_is_a_dict_with_versions(operations: list[tuple[bool, object, int]]) -> None:
     versions: list[tuple[Map[object, int], dict[object, int]]] = [(Map(), {})]
@@ -51,6 +52,7 @@ def test_discard_of_a_missing_key_is_the_same_map() -> None:
     assert old.get(2) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.integers(), st.none())), st.lists(st.integers()))
 def test_heap_gives_the_smallest_first(operations: list[int | None], start: list[int]) -> None:
     """An integer is pushed, None pops."""

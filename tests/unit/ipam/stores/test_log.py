@@ -3,7 +3,7 @@ import zlib
 from ipaddress import IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam.allocate import allocate, release
@@ -64,6 +64,7 @@ def test_headers_that_are_not_ours(line: bytes, what: str) -> None:
         parse_header(line)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_header_is_a_value_or_an_error(line: bytes) -> None:
     with pytest.raises(BadLog):
@@ -84,6 +85,7 @@ def test_a_snapshot_is_the_ledger() -> None:
         assert content(replay(Ledger(), data, len(data)).ledger) == content(ledger)
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(DATA)))
 def test_a_tail_that_was_never_committed_is_ignored(length: int) -> None:
     whole = max(n for n in range(len(LINES) + 1) if len(b"".join(LINES[:n])) <= length)
@@ -93,12 +95,14 @@ def test_a_tail_that_was_never_committed_is_ignored(length: int) -> None:
     assert replayed.size == size
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(DATA) - 1))
 def test_a_missing_part_that_was_committed_is_an_error(length: int) -> None:
     with pytest.raises(BadLog, match="truncated or damaged"):
         replay(Ledger(), DATA[:length], len(DATA))
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
 def test_a_flipped_byte_is_an_error(at: int, flip: int) -> None:
     data = bytearray(DATA)
