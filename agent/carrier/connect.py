@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -152,4 +153,5 @@ def _abandon(task: asyncio.Task[socket.socket | OSError]) -> None:
 def _words(exc: OSError) -> str:
     if isinstance(exc, TimeoutError) and exc.errno is None:
         return f"no answer within {CONNECT_TIMEOUT_S:g} s"
-    return exc.strerror or type(exc).__name__
+    # asyncio's own strerror repeats the address.
+    return os.strerror(exc.errno) if exc.errno else type(exc).__name__

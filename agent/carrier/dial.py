@@ -37,6 +37,9 @@ T = TypeVar("T")
 PROXY_TIMEOUT_S = 5.0
 TLS_TIMEOUT_S = 5.0
 UPGRADE_TIMEOUT_S = 5.0
+#: An empty capsule of a reserved type, which every peer skips (RFC 9297 section 5.4), sent behind the 101: a server that
+#: has another stream of ours knows by it that this one is in use now.
+IN_USE = b"\x17\x00"
 _READ_BYTES = 16 * 1024
 #: Answers after which somebody has to change something first: credentials, a route, a certificate, a version.
 _FINAL = frozenset({400, 401, 403, 404, 405, 407, 426, 501})
@@ -89,8 +92,8 @@ async def dial(
         await _through_proxies(config, sock)
         stream, identity = await _secure(config, context, sock)
         sock = stream
-        response = await _upgrade(config, stream)
-        return Link(stream, response.rest, identity, str(address), via(config), agreed_version(response))
+        response, version = await _upgrade(config, stream)
+        return Link(stream, response.rest, identity, str(address), via(config), version)
     except BaseException as exc:
         sock.close()
         if isinstance(exc, DialError):
@@ -103,7 +106,7 @@ def via(config: DialConfig) -> str:
     if config.proxies:
         return ", ".join(f"CONNECT {authority(proxy.host, proxy.port)}" for proxy in config.proxies)
     hop = authority(config.host, config.port)
-    return f"direct {hop}" if config.host == config.server_name else f"SNI proxy {hop}"
+    return f"TLS {hop}" if config.host == config.server_name else f"TLS {hop} (SNI {config.server_name})"
 
 
 def authority(host: str, port: int) -> str:
@@ -125,7 +128,7 @@ async def _reach(config: DialConfig, failed_at: Mapping[SocketAddress, int]) -> 
 
 async def _through_proxies(config: DialConfig, sock: socket) -> None:
     hops = [(proxy.host, proxy.port) for proxy in config.proxies[1:]] + [(config.host, config.port)]
-    for proxy, (host, port) in zip(config.proxies, hops, strict=True):
+    for proxy, (host, port) in zip(config.proxies, hops, strict=False):  # without a proxy there is no hop
         name = f"proxy {authority(proxy.host, proxy.port)}"
         with _stage(Stage.PROXY, name):
             try:
@@ -195,25 +198,30 @@ def _server_identity(config: DialConfig, names: tuple[str, ...]) -> str:
     return config.expected_identity or (names[0] if names else "")
 
 
-async def _upgrade(config: DialConfig, stream: ssl.SSLSocket) -> Response:
+async def _upgrade(config: DialConfig, stream: ssl.SSLSocket) -> tuple[Response, int]:
     exchange = upgrade_exchange(authority(config.server_name, config.port))
     try:
         with _stage(Stage.UPGRADE, config.server_name):
             async with asyncio.timeout(UPGRADE_TIMEOUT_S):
                 await _send_unless_refused(stream, exchange.request)
                 response = await _answer(exchange, functools.partial(tls.receive, stream))
+                version = _version(response)
+                await tls.send(stream, IN_USE)
+                return response, version
     except OSError as exc:
         refused = tls.refusal_of_us(exc)
         if refused is not None:
             raise DialError(Stage.TLS, refused.words, final=True) from exc
         words = f"{config.server_name}: {_strerror(exc)} after the TLS handshake (a server that refuses a certificate may do that)"
         raise DialError(Stage.UPGRADE, words) from exc
+
+
+def _version(response: Response) -> int:
     try:
-        agreed_version(response)
+        return agreed_version(response)
     except BadMessage as exc:
         words = f"the server answered {exc}" if response.status != 101 else f"the server {exc}"
         raise DialError(Stage.UPGRADE, words, final=response.status in _FINAL) from exc
-    return response
 
 
 async def _send_unless_refused(stream: ssl.SSLSocket, request: bytes) -> None:

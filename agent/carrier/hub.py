@@ -8,9 +8,9 @@ client has the 101 and uses it. The stream that had the seat drains.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from dataclasses import dataclass, replace
+import ssl
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from agent.carrier import tls
@@ -19,6 +19,7 @@ from agent.carrier.port import UdpPort
 from agent.carrier.stats import RelayStats
 from agent.carrier.streams import Streams
 from agent.errors import HostError
+from agent.run import spawn
 
 log = logging.getLogger("rhizome.carrier.hub")
 
@@ -33,6 +34,7 @@ class _Seat:
     port: UdpPort
     stream: int | None = None
     newcomer: asyncio.Task[None] | None = None
+    vacated: asyncio.Event = field(default_factory=asyncio.Event)
     expiry: asyncio.TimerHandle | None = None
 
 
@@ -58,8 +60,10 @@ class Hub:
 
     async def take(self, link: Link) -> None:
         """Seat a link whose 101 was sent. Closes it when it ends or is overtaken before it has proved itself."""
-        seat = self._seats[link.identity]
+        seat = self._seats.get(link.identity)
         try:
+            if seat is None:
+                raise ConnectionResetError("the server is being reconfigured")
             link = await self._proven(seat, link)
         except BaseException:
             link.stream.close()
@@ -79,22 +83,24 @@ class Hub:
         if seat.stream is None or link.early:
             return link
         seat.newcomer = task = asyncio.current_task()
+        seat.vacated.clear()
+        vacated = spawn(seat.vacated.wait(), name="seat.vacated")
+        first = spawn(tls.readable(link.stream), name="seat.proof")
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROOF_TIMEOUT_S):
-                    first = await tls.receive(link.stream)
-                    if not first:
-                        raise ConnectionResetError("it closed before it used its stream")
-                    return replace(link, early=first)
-            return link
+            await asyncio.wait((vacated, first), timeout=PROOF_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            vacated.cancel()
+            first.cancel()
+            await asyncio.wait((vacated, first))
             if seat.newcomer is task:
                 seat.newcomer = None
+        return _read_ahead(link)
 
     def _on_end(self, identity: str, number: int, _lived_s: float) -> None:
         seat = self._seats.get(identity)
         if seat is not None and seat.stream == number:
             seat.stream = None
+            seat.vacated.set()
             self._expire_later(identity, seat)
 
     def _expire_later(self, identity: str, seat: _Seat) -> None:
@@ -120,3 +126,14 @@ class Hub:
             if seat.expiry is not None:
                 seat.expiry.cancel()
             self._expire(identity)
+
+
+def _read_ahead(link: Link) -> Link:
+    """What has come in so far becomes `early`. Raises OSError when the link has ended."""
+    try:
+        first = link.stream.recv(16 * 1024)
+    except ssl.SSLWantReadError:
+        return link
+    if not first:
+        raise ConnectionResetError("it closed before it used its stream")
+    return replace(link, early=first)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Never
 
 from agent.backoff import Backoff
@@ -55,6 +56,14 @@ class Uplink:
 
     def port_stats(self) -> RelayStats:
         return self._port.stats()
+
+    def runs(self, config: DialConfig) -> bool:
+        """Whether `config` asks for nothing that is not so already."""
+        return config in (
+            self.config,
+            replace(self.config, relay_port=0),
+            replace(self.config, relay_port=self.relay_port),
+        )
 
     def reconfigure(self, config: DialConfig) -> None:
         """Change over to another configuration; the stream of the old one stays until the new one's is up.

@@ -1,0 +1,25 @@
+"""`python -m agent.carrier --socket PATH`: started by a daemon, outlives it, ends when it is told Stop or by SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from agent.carrier.process import detach_from_starter, run
+from agent.run import run_daemon
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m agent.carrier", description=__doc__)
+    parser.add_argument("--socket", type=Path, required=True, help="the Unix socket to listen on for the daemon")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--log-format", default="json", choices=("json", "text"))
+    arguments = parser.parse_args()
+    detach_from_starter(arguments.log_level, arguments.log_format)
+    return run_daemon(partial(run, arguments.socket.absolute()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
