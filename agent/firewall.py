@@ -3,12 +3,17 @@
 The table `inet rhizome` only ever looks at packets of the tunnel's devices and at packets for WireGuard's own UDP port; it
 accepts nothing that another table of the host drops. Its parts, in the order in which a packet meets them:
 
-- `spoofed` (prerouting, before connection tracking): a packet out of the tunnel must come from one of `sources`.
+- `prerouting`, before connection tracking: a packet out of the tunnel must come from one of `sources`.
 - `input` and `forward`, through `from_tunnel`: established connections pass, and the ICMP errors that belong to them
   (RFC 792, RFC 4443; needed for path MTU discovery), but no other "related" traffic: a connection tracking helper would
   let the far side open ports here. New connections pass only from `initiators` to `destinations`.
 - `clamp`: TCP SYNs in both directions promise no more than the tunnel's MTU carries (RFC 4459 section 3.2).
-- `source_nat`: hosts behind us need no route back.
+- `postrouting`: where `masquerade` says so, hosts behind us need no route back.
+
+There is not one set in it, on purpose. Replacing a table exchanges the rules of a chain at one moment, but the elements of
+a set at another: for some microseconds a packet meets the new rules and finds the sets still empty. A test that replaces
+the table under traffic loses packets with sets, and loses none with a rule per prefix. `{ "wg0", "wg1" }` is a set too, and
+a device that is not found in it would be a hole.
 
 Text is written for nft 1.0.6 and later, in the layout of `nft list`. Equal values give equal text. Nothing in a value can
 add syntax: names are checked, addresses are printed from their integers, everything else is a constant.
@@ -32,6 +37,9 @@ COUNTERS = {
     "denied": "tried to open a connection out of the tunnel, and was dropped",
     "not_local": "came for WireGuard's port from elsewhere than this host",
 }
+
+_ICMP_ERRORS = ("destination-unreachable", "time-exceeded", "parameter-problem")
+_ICMPV6_ERRORS = ("destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem")
 
 # Narrower than the kernel's rule: these need no quoting, and none is a wildcard to nft.
 _IFNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", re.ASCII)
@@ -65,8 +73,8 @@ def render(firewall: Firewall) -> str:
     blocks = [
         ['comment "Made by Rhizome. Changes by hand are undone within seconds."'],
         *([f"counter {name} {{", "}"] for name in sorted(COUNTERS)),
-        *_sets(firewall),
-        *_filters(firewall),
+        *_spoofing(firewall),
+        *_access(firewall),
         *_clamp(firewall),
         *_masquerade(firewall),
     ]
@@ -86,69 +94,71 @@ def _problems(firewall: Firewall) -> Iterator[str]:
         yield f"firewall: mtu {firewall.mtu_bytes} is not in {MTU_MIN_BYTES}..{MTU_MAX_BYTES}"
 
 
-def _sets(firewall: Firewall) -> Iterator[list[str]]:
-    for name in ("sources", "initiators", "destinations", "masquerade"):
-        networks: frozenset[IPNetwork] = getattr(firewall, name)
-        for version, texts in ((4, _v4(networks)), (6, _v6(networks))):
-            if texts or name == "sources":
-                elements = [f"\telements = {{ {', '.join(texts)} }}"] if texts else []
-                yield [f"set {name}{version} {{", f"\ttype ipv{version}_addr", "\tflags interval", *elements, "}"]
-
-
-def _filters(firewall: Firewall) -> Iterator[list[str]]:
-    incoming = f"iifname {_devices(firewall)}"
+def _spoofing(firewall: Firewall) -> Iterator[list[str]]:
     yield _chain(
-        "spoofed",
+        "prerouting",
         "type filter hook prerouting priority raw; policy accept;",
-        f"{incoming} ip saddr != @sources4 counter name spoofed drop",
-        f"{incoming} ip6 saddr != @sources6 counter name spoofed drop",
+        *(f"{incoming} jump sources" for incoming in _incoming(firewall)),
     )
-    ports = ", ".join(map(str, sorted(firewall.local_ports)))
     yield _chain(
-        "input",
-        "type filter hook input priority filter; policy accept;",
-        *([f'iifname != "lo" udp dport {{ {ports} }} counter name not_local drop'] if ports else []),
-        f"{incoming} jump from_tunnel",
+        "sources",
+        *(f"{family} saddr {prefix} return" for family, prefix in _prefixes(firewall.sources)),
+        "counter name spoofed drop",
     )
-    yield _chain("forward", "type filter hook forward priority filter; policy accept;", f"{incoming} jump from_tunnel")
-    opening = [
-        f"{family} saddr @initiators{version} ct original {family} daddr @destinations{version} counter name opened accept"
-        for family, version in (("ip", 4), ("ip6", 6))
-        if _of(version, firewall.initiators) and _of(version, firewall.destinations)
-    ]
+
+
+def _access(firewall: Firewall) -> Iterator[list[str]]:
+    jumps = [f"{incoming} jump from_tunnel" for incoming in _incoming(firewall)]
+    ports = [f'iifname != "lo" udp dport {port} counter name not_local drop' for port in sorted(firewall.local_ports)]
+    yield _chain("input", "type filter hook input priority filter; policy accept;", *ports, *jumps)
+    yield _chain("forward", "type filter hook forward priority filter; policy accept;", *jumps)
     yield _chain(
         "from_tunnel",
         "ct state established accept",
-        "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
-        "ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
-        *opening,
+        *(f"ct state related icmp type {kind} accept" for kind in _ICMP_ERRORS),
+        *(f"ct state related icmpv6 type {kind} accept" for kind in _ICMPV6_ERRORS),
+        *(f"{family} saddr {prefix} jump destinations" for family, prefix in _prefixes(firewall.initiators)),
         "counter name denied drop",
+    )
+    yield _chain(
+        "destinations",
+        *(
+            f"ct original {family} daddr {prefix} counter name opened accept"
+            for family, prefix in _prefixes(firewall.destinations)
+        ),
     )
 
 
 def _clamp(firewall: Firewall) -> Iterator[list[str]]:
     # `rt mtu` knows only the way out; the fixed sizes cover the other direction. The kernel never raises an MSS.
-    devices, syn = _devices(firewall), "tcp flags syn / syn,rst tcp option maxseg size set"
-    yield _chain(
-        "clamp",
-        "type filter hook forward priority mangle; policy accept;",
-        f"oifname {devices} {syn} rt mtu",
-        f"iifname {devices} meta nfproto ipv4 {syn} {firewall.mtu_bytes - 40}",
-        f"iifname {devices} meta nfproto ipv6 {syn} {firewall.mtu_bytes - 60}",
-    )
+    syn = "tcp flags syn / syn,rst tcp option maxseg size set"
+    rules = []
+    for name in sorted(firewall.devices):
+        rules += [
+            f'oifname "{name}" {syn} rt mtu',
+            f'iifname "{name}" meta nfproto ipv4 {syn} {firewall.mtu_bytes - 40}',
+            f'iifname "{name}" meta nfproto ipv6 {syn} {firewall.mtu_bytes - 60}',
+        ]
+    yield _chain("clamp", "type filter hook forward priority mangle; policy accept;", *rules)
 
 
 def _masquerade(firewall: Firewall) -> Iterator[list[str]]:
-    devices = _devices(firewall)
-    leaving = f"iifname {devices} oifname != {devices}"
+    if not firewall.masquerade:
+        return
+    yield _chain(
+        "postrouting",
+        "type nat hook postrouting priority srcnat; policy accept;",
+        *(f'oifname "{name}" return' for name in sorted(firewall.devices)),
+        *(f"{incoming} jump hide_initiator" for incoming in _incoming(firewall)),
+    )
     # Random ports: two connections that start at once do not lose a packet over the same free port.
-    rules = [
-        f"{leaving} ct original {family} daddr @masquerade{version} masquerade fully-random"
-        for family, version in (("ip", 4), ("ip6", 6))
-        if _of(version, firewall.masquerade)
-    ]
-    if rules:
-        yield _chain("source_nat", "type nat hook postrouting priority srcnat; policy accept;", *rules)
+    yield _chain(
+        "hide_initiator",
+        *(
+            f"ct original {family} daddr {prefix} masquerade fully-random"
+            for family, prefix in _prefixes(firewall.masquerade)
+        ),
+    )
 
 
 def _chain(name: str, *lines: str) -> list[str]:
@@ -159,21 +169,17 @@ def _indent(lines: Iterable[str]) -> str:
     return "\n".join(f"\t{line}" for line in lines)
 
 
-def _devices(firewall: Firewall) -> str:
-    return "{ " + ", ".join(f'"{name}"' for name in sorted(firewall.devices)) + " }"
+def _incoming(firewall: Firewall) -> list[str]:
+    return [f'iifname "{name}"' for name in sorted(firewall.devices)]
 
 
-def _of(version: int, networks: Iterable[IPNetwork]) -> bool:
-    return any(network.version == version for network in networks)
+def _prefixes(networks: Iterable[IPNetwork]) -> Iterator[tuple[str, str]]:
+    """nft's family word and the prefix, sorted, without those that lie in another.
 
-
-def _v4(networks: Iterable[IPNetwork]) -> list[str]:
-    """Sorted and without overlaps, which an interval set does not take."""
-    merged = collapse_addresses(n for n in networks if isinstance(n, IPv4Network))
-    return [f"{IPv4Address(int(n.network_address))}/{n.prefixlen}" for n in merged]
-
-
-def _v6(networks: Iterable[IPNetwork]) -> list[str]:
-    # By way of the integer: an IPv6 network may carry a zone id, which is free text.
-    merged = collapse_addresses(n for n in networks if isinstance(n, IPv6Network))
-    return [f"{IPv6Address(int(n.network_address))}/{n.prefixlen}" for n in merged]
+    Printed from integers: an IPv6 network may carry a zone id, which is free text.
+    """
+    networks = list(networks)
+    for v4 in collapse_addresses(n for n in networks if isinstance(n, IPv4Network)):
+        yield "ip", f"{IPv4Address(int(v4.network_address))}/{v4.prefixlen}"
+    for v6 in collapse_addresses(n for n in networks if isinstance(n, IPv6Network)):
+        yield "ip6", f"{IPv6Address(int(v6.network_address))}/{v6.prefixlen}"
