@@ -134,7 +134,7 @@ def seed_settings(machine: Machine, tls: TlsFiles) -> dict[str, Value]:
         "pod_networks": addresses.SHOOT_PODS,
         "service_networks": addresses.SHOOT_SERVICES,
         "seed_networks": addresses.SEED_PODS,
-        "ipam_file": str(machine.directory / "ipam.json"),
+        "ipam_file": str(machine.directory / "addresses.log"),
     }
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from agent.protected import find_protected
 
 from agent.carrier.api import ListenConfig
 from agent.cli.flags import load
@@ -18,6 +16,7 @@ from agent.errors import ConfigError
 from agent.guard import guard_routes
 from agent.identity import Identity, Role
 from agent.model import IPAddress
+from agent.protected import find_protected
 from agent.run import run_command, run_daemon
 from ipam.model import Owner, Policy, Pool
 from ipam.service import AddressBook
@@ -28,8 +27,11 @@ from seed_server import desired
 from seed_server.charter import Charter, charter
 from seed_server.registry import Registry
 from seed_server.reporter import Reporter
-from seed_server.server import SeedServer
+from seed_server.server import Allocate, SeedServer
 from seed_server.settings import Settings
+
+#: How long the address of a node that does not come back stays its own.
+ADDRESS_KEPT_S = 30 * 86400.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,11 +62,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             max_streams=settings.max_streams,
             max_unauthenticated=settings.max_unauthenticated,
         )
+        allocate = await _allocator(bound, settings.ipam_file)
         async with carrier(settings, config) as link:
             server = SeedServer(
                 bound,
                 on.plane,
-                _allocator(bound, settings.ipam_file),
+                allocate,
                 link.send,
                 wireguard_port=settings.wireguard_port,
                 resync_s=settings.resync_s,
@@ -79,14 +82,19 @@ async def _guard(settings: Settings, on: Base) -> None:
         raise ConfigError(*map(str, verdict.refused))
 
 
-def _allocator(bound: Charter, file: Path | None) -> Callable[[Identity], Awaitable[tuple[IPAddress, ...]]]:
-    """Tunnel addresses out of the IPAM, sticky per identity, one of each tunnel network."""
+async def _allocator(bound: Charter, file: Path | None) -> Allocate:
+    """Tunnel addresses out of the IPAM, sticky per identity, one of each tunnel network.
+
+    Reads the store once, so that an unreadable one is told at start. Raises StoreError.
+    """
     store: Store = FileStore(file) if file is not None else MemoryStore()
     book = AddressBook(store, Policy(tuple(Pool.tunnel(network) for network in bound.tunnel_networks)))
+    await store.read()
 
     async def allocate(identity: Identity) -> tuple[IPAddress, ...]:
         owner = Owner(identity.role.value, identity.control_plane, identity.name, str(identity))
-        return (await book.ensure(owner, time.time())).addresses
+        now = time.time()
+        return book.policy.addresses(await book.ensure(owner, now, expires=now + ADDRESS_KEPT_S))
 
     return allocate
 

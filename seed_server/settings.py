@@ -72,7 +72,7 @@ class Settings(RoleSettings):
         PATH,
         "file that remembers who has which tunnel address; empty: memory only",
         group=OPERATION,
-        default=Path("/var/lib/rhizome/ipam.json"),
+        default=Path("/var/lib/rhizome/addresses.log"),
         optional=True,
     )
     grant_lifetime_s: int = setting(
