@@ -203,7 +203,7 @@ _ALERTS = {
 
 def refusal_of_us(exc: OSError) -> Failure | None:
     """What a fatal alert says about our own certificate; None for any other error."""
-    reason = (exc.reason or "") if isinstance(exc, ssl.SSLError) else ""
+    reason = _reason(exc)
     for name, (cause, words) in _ALERTS.items():
         if reason.endswith(f"ALERT_{name}"):
             return Failure(cause, f"the other side refused our certificate: {words}")
@@ -222,7 +222,7 @@ def client_failure(exc: OSError, server_name: str, ca: str) -> Failure:
             f"closed during the handshake: an SNI proxy that knows no {server_name}, or whose server is away, does that"
         )
         return Failure("closed", words, final=False)
-    reason = (exc.reason or "") if isinstance(exc, ssl.SSLError) else ""
+    reason = _reason(exc)
     if reason.endswith("UNRECOGNIZED_NAME"):
         return Failure("unknown_name", f"the other side serves no {server_name}")
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"):
@@ -237,7 +237,7 @@ def server_failure(exc: OSError) -> Failure:
     if isinstance(exc, ssl.SSLCertVerificationError):
         cause, words = _VERIFY.get(exc.verify_code, ("untrusted", f"is not acceptable: {exc.verify_message}"))
         return Failure(cause, f"its certificate {words}")
-    reason = (exc.reason or "") if isinstance(exc, ssl.SSLError) else ""
+    reason = _reason(exc)
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return Failure("no_certificate", "it sent no certificate")
     if (refused := refusal_of_us(exc)) is not None:
@@ -253,7 +253,10 @@ def _is_end(exc: OSError) -> bool:
     return isinstance(exc, ssl.SSLEOFError | ConnectionError)
 
 
+def _reason(exc: OSError) -> str:
+    """OpenSSL's name for an error, empty for errors that are not OpenSSL's."""
+    return str(getattr(exc, "reason", None) or "")
+
+
 def _plain(exc: OSError) -> str:
-    if isinstance(exc, ssl.SSLError) and exc.reason:
-        return exc.reason.replace("_", " ").lower()
-    return exc.strerror or type(exc).__name__
+    return _reason(exc).replace("_", " ").lower() or exc.strerror or type(exc).__name__
