@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +60,9 @@ class Demo:
             except BaseException:
                 self._console.print(f"[red]failed[/]  {escape(what)}", highlight=False, soft_wrap=True)
                 raise
-        self._console.print(f"[green]{time.monotonic() - start:5.1f} s[/] {escape(what)}", highlight=False, soft_wrap=True)
+        self._console.print(
+            f"[green]{time.monotonic() - start:5.1f} s[/] {escape(what)}", highlight=False, soft_wrap=True
+        )
 
     def _before(self) -> None:
         with self._step("without the tunnel: the seed reaches nothing of the shoot, the shoot lets nothing in"):
@@ -159,16 +160,12 @@ class Demo:
         with self._step("which way it goes"):
             seen, on_client = server.status(), client.status()
             self.found.path = self._path()
-            self.found.data_plane = (
-                f"WireGuard in {'the kernel' if seen.backend == 'kernel' else 'user space'} ({seen.backend_reason})"
-            )
-            ages = [peer.handshake_age_s for peer in seen.peers if peer.handshake_age_s is not None]
-            self.found.handshake_age_s = min(ages, default=math.nan)
+            self.found.data_plane = f"WireGuard, {seen.backend_reason}"
+            self.found.handshake_age_s = self.lab.handshake_age_s(self.lab.seed)
             comes_from, goes_to = self.lab.connected_from(), self.lab.connected_to()
-            right_from, right_to = self.lab.way()
             self.found.check(
                 "dialled by the shoot",
-                comes_from == [right_from] and goes_to == [right_to],
+                self.lab.came_the_right_way(),
                 f"the node's only connection goes to {', '.join(goes_to)}, the seed's only one comes from {', '.join(comes_from)}",
             )
             self.found.check(
@@ -179,7 +176,7 @@ class Demo:
         family = self.lab.underlay
         front = self.lab.front
         stations = [f"node {addresses.node(1)[family]}", f"NAT router {addresses.NAT_OUTSIDE[family]}"]
-        stations += [f"{front.kind.words} {self.lab.way()[1]}"] if front is not None else []
+        stations += [f"{front.kind.words} {self.lab.entrance()}"] if front is not None else []
         stations += [f"seed server {addresses.SEED[family]}"]
         return ["one TLS 1.3 connection, dialled out: " + stations[0], *(f"  -> {station}" for station in stations[1:])]
 

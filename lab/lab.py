@@ -11,10 +11,12 @@ killed, the record in its directory lets `python -m lab down` finish the work.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -207,12 +209,17 @@ class Lab:
             if any(ip_address(host) in ip_network(network) for network in own)
         ]
 
-    def way(self) -> tuple[str, str]:
-        """What `connected_from` and `connected_to` must say when the only way in is the right one."""
-        family = self.underlay
+    def came_the_right_way(self) -> bool:
+        """Whether there is one connection, from the node to the proxy and from there to the seed server, and no other."""
+        sources = addresses.SEED_GATEWAY if self.front is not None else [addresses.NAT_OUTSIDE[self.underlay]]
+        seen = self.connected_from()
+        return len(seen) == 1 and seen[0] in tuple(sources) and self.connected_to() == [self.entrance()]
+
+    def entrance(self) -> str:
+        """Address and port that a shoot client has to dial: the proxy's, or without one the seed server's."""
         if self.front is None:
-            return addresses.NAT_OUTSIDE[family], _socket(addresses.SEED[family], addresses.SERVER_PORT)
-        return addresses.SEED_GATEWAY.v4, _socket(addresses.PROXY[family], self.front.kind.port)
+            return _socket(addresses.SEED[self.underlay], addresses.SERVER_PORT)
+        return _socket(addresses.PROXY[self.underlay], self.front.kind.port)
 
     def tunnel_addresses(self, machine: Machine) -> list[str]:
         """The machine's addresses inside the tunnel network, all families."""
@@ -220,6 +227,12 @@ class Lab:
         listed = json.loads(machine.run(["ip", "-j", "address"]).stdout)
         texts = [info["local"] for link in listed for info in link["addr_info"]]
         return [text for text in texts if any(ip_address(text) in network for network in networks)]
+
+    def handshake_age_s(self, machine: Machine) -> float:
+        """Seconds since WireGuard's last handshake on a machine, as `wg` says; NaN when there was none."""
+        lines = machine.run(["wg", "show", "all", "latest-handshakes"]).stdout.splitlines()
+        latest = max((int(line.split()[-1]) for line in lines), default=0)
+        return max(0.0, time.time() - latest) if latest else math.nan
 
     # Faults and changes. Each is what really happens to such systems.
 

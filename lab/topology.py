@@ -153,11 +153,12 @@ table inet lab {{
 
 
 def node_firewall(index: int) -> str:
-    """What a cloud's security group and kube-proxy do on a node: nothing comes in by the uplink; the service leads to the pod."""
+    """What a cloud's security group and kube-proxy do for a node: nothing comes in by the uplink; the service leads to
+    the pod. The security group comes before any table of the node's own."""
     chains = [
         f"""
   chain refuse_{hook} {{
-    type filter hook {hook} priority filter; policy accept;{_ANSWERS}
+    type filter hook {hook} priority filter - 10; policy accept;{_ANSWERS}
     iifname "eth0" counter name refused drop
   }}"""
         for hook in ("input", "forward")

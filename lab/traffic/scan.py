@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import select
 import socket
 import struct
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-_BATCH = 500  # sockets at once per address and protocol
+_BATCH = 500  # sockets at once, at most, per address and protocol
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
 _NOT_SENT = {errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EINVAL}
 
@@ -90,7 +91,9 @@ def ping(address: str, wait_s: float) -> bool:
         except OSError:
             return False
         until = time.monotonic() + wait_s
-        while (left := until - time.monotonic()) > 0 and select.select([raw], [], [], left)[0]:
+        poll = select.poll()
+        poll.register(raw, select.POLLIN)
+        while (left := until - time.monotonic()) > 0 and poll.poll(left * 1e3):
             data = raw.recv(65535)
             body = data if six else data[(data[0] & 15) * 4 :]
             if body and body[0] == reply and body.endswith(token):
@@ -98,21 +101,24 @@ def ping(address: str, wait_s: float) -> bool:
     return False
 
 
-def scan(address: str, protocol: str, numbers: list[int], wait_s: float) -> list[tuple[int, str]]:
+def scan(address: str, protocol: str, numbers: list[int], wait_s: float, batch: int) -> list[tuple[int, str]]:
     """(port, answer) of everything that answered on this address by this protocol."""
     if protocol == "icmp":
         return [(0, "echo reply")] if ping(address, wait_s) else []
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-    batches = (numbers[start : start + _BATCH] for start in range(0, len(numbers), _BATCH))
-    return [answer for batch in batches for answer in knock(address, kind, batch, wait_s)]
+    batches = (numbers[start : start + batch] for start in range(0, len(numbers), batch))
+    return [answer for some in batches for answer in knock(address, kind, some, wait_s)]
 
 
 def main(argv: list[str]) -> None:
     wait_s = float(argv[3]) if len(argv) > 3 else 1.0
     doors = {"tcp": ports(argv[1]), "udp": ports(argv[2]), "icmp": [0]}
     jobs = [(address, protocol) for address in argv[0].split(",") for protocol in doors]
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    batch = min(_BATCH, (most - 50) // len(jobs))
     with ThreadPoolExecutor(len(jobs)) as pool:
-        found = list(pool.map(lambda job: scan(job[0], job[1], doors[job[1]], wait_s), jobs))
+        found = list(pool.map(lambda job: scan(job[0], job[1], doors[job[1]], wait_s, batch), jobs))
     answers = [
         {"address": address, "protocol": protocol, "port": port, "answer": answer}
         for (address, protocol), heard in zip(jobs, found, strict=True)
