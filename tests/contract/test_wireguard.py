@@ -6,6 +6,7 @@ The kernel's turn comes where the kernel has WireGuard; elsewhere tests/kernel r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import json
@@ -13,10 +14,10 @@ import logging
 import os
 import socket
 import subprocess
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from pathlib import Path
 
 import pytest
 
@@ -31,16 +32,11 @@ from agent.wireguard.choose import find_program
 from agent.wireguard.kernel import KernelWireGuard
 from agent.wireguard.userspace import UserspaceWireGuard
 
-_PACKAGED = Path("/usr/bin/wireguard-go")
+PACKAGED = find_program("/usr/bin/wireguard-go")
 #: Apart from the listen port: wireguard-go may choose one before the link is up.
 EMPTY = DeviceState(private_key=None, listen_port=0, fwmark=0, peers=frozenset())
 
 _names = (f"rzc{os.getpid():x}n{number}" for number in itertools.count())
-
-
-@cache
-def _kernel_refusal() -> str | None:
-    return asyncio.run(kernel.probe())
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +62,8 @@ class Rig:
             return first if isinstance(first, FakeWireGuard) else FakeWireGuard(self.host)
         if self.kind == "kernel":
             return KernelWireGuard()
-        program = find_program() if self.kind == "userspace" else _PACKAGED
-        assert program is not None
+        program = find_program() if self.kind == "userspace" else PACKAGED
+        assert program is not None, "there is no wireguard-go: run scripts/install-wireguard-go"
         return UserspaceWireGuard(program)
 
     async def create(self, alias: str = "rhizome test 1", mtu_bytes: int = 1420) -> None:
@@ -112,17 +108,19 @@ class Rig:
         pytest.param("kernel", marks=pytest.mark.netns),
     ]
 )
-def rig(request: pytest.FixtureRequest) -> Rig:
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     kind = request.param
     if kind != "fake":
         request.getfixturevalue("netns")
-    if kind == "kernel" and (refusal := _kernel_refusal()) is not None:
+    if kind == "kernel" and (refusal := await kernel.probe()) is not None:
+        assert "RHIZOME_VM" not in os.environ, refusal
         pytest.skip(f"{refusal}; tests/kernel runs this in a virtual machine")
-    if kind == "userspace" and find_program() is None:
-        pytest.fail("there is no wireguard-go: run scripts/install-wireguard-go")
-    if kind == "userspace-packaged" and (not _PACKAGED.exists() or find_program() == _PACKAGED):
-        pytest.skip("wireguard-go is not here twice, in a current release and as Debian's package")
-    return Rig(kind)
+    if kind == "userspace-packaged" and PACKAGED in (None, find_program()):
+        pytest.skip("wireguard-go is not here twice, as a current release and as Debian's package")
+    rig = Rig(kind)
+    yield rig
+    with contextlib.suppress(HostError):  # a link that was not ours
+        await rig.wg.delete(rig.ifname)
 
 
 def key() -> PublicKey:
@@ -391,6 +389,16 @@ async def test_a_thousand_peers_are_set_and_read_back_whole(rig: Rig) -> None:
     gone = sorted(p.public_key for p in peers)[::2]
     await rig.wg.apply([RemovePeer(rig.ifname, k) for k in gone])
     assert set(await rig.peers()) == {p.public_key for p in peers} - set(gone)
+
+
+async def test_deleting_a_full_device_does_not_take_a_grace_period_for_each_peer(rig: Rig) -> None:
+    """18 ms for each on a kernel with HZ=250: 5.4 s for these 300, unless the device is emptied first."""
+    await rig.create()
+    await rig.wg.apply([SetPeer(rig.ifname, PublicKey(os.urandom(31) + b"\1")) for _ in range(300)])
+    began = time.monotonic()
+    await rig.wg.delete(rig.ifname)
+    assert time.monotonic() - began < 2
+    assert rig.link() is None
 
 
 async def test_a_peer_with_ten_thousand_allowed_ips_is_set_read_and_thinned_whole(rig: Rig) -> None:
