@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.carrier.api import ListenConfig
 from agent.cli.flags import load
-from agent.daemon import Base, base, carrier, configure_logging, health
+from agent.daemon import base, carrier, configure_logging, health
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
 from agent.guard import guard_routes
@@ -53,7 +53,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`. Raises ConfigError when a range of the shoot would capture what this pod needs."""
     bound = charter(settings)
     async with base(settings, Role.SEED_SERVER) as on:
-        await _guard(settings, on)
+        _guard(settings)
         config = ListenConfig(
             addresses=tuple((str(a.host), a.port) for a in settings.listen),
             tls=settings.tls,
@@ -76,8 +76,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 await server.run(link.events(), stop)
 
 
-async def _guard(settings: Settings, on: Base) -> None:
-    verdict = guard_routes(settings.shoot_networks() + settings.tunnel_networks, await find_protected(settings.ifname))
+def _guard(settings: Settings) -> None:
+    verdict = guard_routes(settings.shoot_networks() + settings.tunnel_networks, find_protected())
     if verdict.refused:
         raise ConfigError(*map(str, verdict.refused))
 
@@ -102,7 +102,7 @@ async def _allocator(bound: Charter, file: Path | None) -> Allocate:
 async def _plan(settings: Settings) -> int:
     bound = charter(settings)
     async with base(settings, Role.SEED_SERVER) as on:
-        await _guard(settings, on)
+        _guard(settings)
         registry = Registry(adopted=tuple(on.plane.adopted.peers) if on.plane.adopted else ())
         device = on.plane.device(listen_port=settings.wireguard_port, mtu_bytes=settings.mtu_bytes)
         return await dry_run(on.plane, desired.tunnel(device, bound, registry, {}))

@@ -9,18 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.protected import find_protected
-
 from agent.carrier.api import DialConfig, Proxy
-from agent.carrier.proxyenv import proxy_for
+from agent.carrier.proxyenv import proxy_from_environment
 from agent.cli.flags import load
 from agent.daemon import base, carrier, configure_logging, health, software
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
-from agent.guard import Protected, guard_routes
+from agent.guard import guard_routes
 from agent.identity import Identity, Role
 from agent.messages import Offer
 from agent.model import IPNetwork
+from agent.protected import find_protected
 from agent.run import run_command, run_daemon, spawn
 from shoot_client import desired, facts
 from shoot_client.client import ShootClient
@@ -51,13 +50,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`."""
     offer = read_offer(settings)
     async with base(settings, Role.SHOOT_CLIENT) as on, carrier(settings, dial_config(settings)) as link:
-        protected = await find_protected(settings.ifname)
         client = ShootClient(
             node(settings),
             on.plane,
             offer,
             link.send,
-            lambda networks: guard(networks, protected),
+            guard,
             control_plane=settings.control_plane,
             mtu_bytes=settings.mtu_bytes,
             resync_s=settings.resync_s,
@@ -85,7 +83,7 @@ def dial_config(settings: Settings) -> DialConfig:
 def _proxies(settings: Settings) -> tuple[Proxy, ...]:
     if settings.proxies or not settings.proxy_from_environment:
         return settings.proxy_chain()
-    found = proxy_for(settings.server.host, settings.server.port, os.environ)
+    found = proxy_from_environment(os.environ, settings.server.host, settings.server.port)
     return (found,) if found is not None else ()
 
 
@@ -93,9 +91,9 @@ def node(settings: Settings) -> desired.Node:
     return desired.Node(settings.node_addresses, settings.masquerade, settings.wireguard_port)
 
 
-def guard(networks: tuple[IPNetwork, ...], protected: Sequence[Protected]) -> tuple[tuple[IPNetwork, str], ...]:
+def guard(networks: tuple[IPNetwork, ...]) -> tuple[tuple[IPNetwork, str], ...]:
     """The server is trusted with its own tunnel network, not with this node's way to the rest of the world."""
-    return tuple((refusal.network, str(refusal)) for refusal in guard_routes(networks, protected).refused)
+    return tuple((refusal.network, str(refusal)) for refusal in guard_routes(networks, find_protected()).refused)
 
 
 def read_offer(settings: Settings) -> Offer:
