@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 
 from agent.errors import ConfigError
-from agent.model import MTU_MAX_BYTES, MTU_MIN_BYTES, IPNetwork
+from agent.model import MTU_MAX_BYTES, MTU_MIN_BYTES, IPAddress, IPNetwork
 
 TABLE = "rhizome"
 #: Named counters of the table, and what a packet on each of them was.
@@ -38,6 +38,7 @@ COUNTERS = {
     "not_local": "came for WireGuard's port from elsewhere than this host",
 }
 
+_COMMENT = "Made by Rhizome. Changes by hand are undone within seconds."
 _ICMP_ERRORS = ("destination-unreachable", "time-exceeded", "parameter-problem")
 _ICMPV6_ERRORS = ("destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem")
 
@@ -71,14 +72,14 @@ def render(firewall: Firewall) -> str:
     if problems := list(_problems(firewall)):
         raise ConfigError(*problems)
     blocks = [
-        ['comment "Made by Rhizome. Changes by hand are undone within seconds."'],
         *([f"counter {name} {{", "}"] for name in sorted(COUNTERS)),
         *_spoofing(firewall),
         *_access(firewall),
         *_clamp(firewall),
         *_masquerade(firewall),
     ]
-    return f"table inet {TABLE} {{\n" + "\n\n".join(_indent(block) for block in blocks) + "\n}\n"
+    body = "\n\n".join("\n".join(f"\t{line}" for line in block) for block in blocks)
+    return f'table inet {TABLE} {{\n\tcomment "{_COMMENT}"\n{body}\n}}\n'
 
 
 def _problems(firewall: Firewall) -> Iterator[str]:
@@ -103,13 +104,13 @@ def _spoofing(firewall: Firewall) -> Iterator[list[str]]:
     yield _chain(
         "sources",
         *(f"{family} saddr {prefix} return" for family, prefix in _prefixes(firewall.sources)),
-        "counter name spoofed drop",
+        'counter name "spoofed" drop',
     )
 
 
 def _access(firewall: Firewall) -> Iterator[list[str]]:
     jumps = [f"{incoming} jump from_tunnel" for incoming in _incoming(firewall)]
-    ports = [f'iifname != "lo" udp dport {port} counter name not_local drop' for port in sorted(firewall.local_ports)]
+    ports = [f'iifname != "lo" udp dport {port} counter name "not_local" drop' for port in sorted(firewall.local_ports)]
     yield _chain("input", "type filter hook input priority filter; policy accept;", *ports, *jumps)
     yield _chain("forward", "type filter hook forward priority filter; policy accept;", *jumps)
     yield _chain(
@@ -118,12 +119,12 @@ def _access(firewall: Firewall) -> Iterator[list[str]]:
         *(f"ct state related icmp type {kind} accept" for kind in _ICMP_ERRORS),
         *(f"ct state related icmpv6 type {kind} accept" for kind in _ICMPV6_ERRORS),
         *(f"{family} saddr {prefix} jump destinations" for family, prefix in _prefixes(firewall.initiators)),
-        "counter name denied drop",
+        'counter name "denied" drop',
     )
     yield _chain(
         "destinations",
         *(
-            f"ct original {family} daddr {prefix} counter name opened accept"
+            f'ct original {family} daddr {prefix} counter name "opened" accept'
             for family, prefix in _prefixes(firewall.destinations)
         ),
     )
@@ -165,10 +166,6 @@ def _chain(name: str, *lines: str) -> list[str]:
     return [f"chain {name} {{", *(f"\t{line}" for line in lines), "}"]
 
 
-def _indent(lines: Iterable[str]) -> str:
-    return "\n".join(f"\t{line}" for line in lines)
-
-
 def _incoming(firewall: Firewall) -> list[str]:
     return [f'iifname "{name}"' for name in sorted(firewall.devices)]
 
@@ -180,6 +177,10 @@ def _prefixes(networks: Iterable[IPNetwork]) -> Iterator[tuple[str, str]]:
     """
     networks = list(networks)
     for v4 in collapse_addresses(n for n in networks if isinstance(n, IPv4Network)):
-        yield "ip", f"{IPv4Address(int(v4.network_address))}/{v4.prefixlen}"
+        yield "ip", _shown(IPv4Address(int(v4.network_address)), v4.prefixlen)
     for v6 in collapse_addresses(n for n in networks if isinstance(n, IPv6Network)):
-        yield "ip6", f"{IPv6Address(int(v6.network_address))}/{v6.prefixlen}"
+        yield "ip6", _shown(IPv6Address(int(v6.network_address)), v6.prefixlen)
+
+
+def _shown(address: IPAddress, prefixlen: int) -> str:
+    return str(address) if prefixlen == address.max_prefixlen else f"{address}/{prefixlen}"

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,7 @@ TUNNEL = ("192.168.128.0/17", "fd8f::/64")
 PODS = ("10.1.0.0/16", "fd01::/64")
 SERVICES = ("10.96.0.0/24", "fd96::/64")
 PORT = 7000
+GOLDEN = Path(__file__).parents[1] / "golden" / "firewall"
 WAIT_S = 0.4  # for what must not arrive
 
 
@@ -41,7 +43,7 @@ DEVICES = frozenset({"tun0"})
 SEED = Firewall(DEVICES, networks(*TUNNEL, *PODS, *SERVICES), mtu_bytes=1400, local_ports=frozenset({51820}))
 NODE = Firewall(
     DEVICES,
-    sources=networks(*TUNNEL),
+    sources=networks(*TUNNEL, "10.50.0.0/24", "fd50::/64"),
     initiators=networks(*TUNNEL),
     destinations=networks(*TUNNEL, *SERVICES),
     masquerade=networks(*SERVICES),
@@ -199,6 +201,21 @@ def pick(v6: bool, *addresses: str) -> list[str]:
     return list(addresses[int(v6) :: 2])
 
 
+@pytest.mark.parametrize("path", sorted(GOLDEN.iterdir()), ids=lambda path: path.stem)
+def test_what_was_rendered_is_what_nft_lists(path: Path) -> None:
+    """Nothing depends on it, but it makes a listing easy to compare; another version of nft may say it in other words."""
+    inside = Inside()
+    try:
+        with inside.entered():
+            subprocess.run(["nft", "-f", str(path)], check=True)
+            listing = subprocess.run(
+                ["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True
+            ).stdout
+    finally:
+        inside.close()
+    assert listing == path.read_text()
+
+
 @FAMILIES
 def test_the_shoot_reaches_nothing_of_the_seed(land: Landscape, v6: bool) -> None:
     land.apply(land.seed, SEED)
@@ -333,8 +350,7 @@ def test_the_node_opens_only_what_was_granted(land: Landscape, v6: bool) -> None
     stranger = land.tcp(land.workload, workload)
     knock([stranger], [service])
     assert silent(on_pod, on_node, stranger, *refused)
-    assert land.counter(land.node, "denied") >= 2
-    assert land.counter(land.node, "spoofed") >= 1
+    assert land.counter(land.node, "denied") >= 3
 
 
 @FAMILIES
