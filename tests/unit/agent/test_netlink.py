@@ -1,0 +1,213 @@
+"""The netlink codec, what counts as our change, sysctl paths, and how errors are told. Needs no root and no namespace."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroute2.netlink.exceptions import NetlinkError
+
+from agent import nlmsg, rtnetlink, sysctl
+from agent.changes import Interest, concerns
+from agent.errors import ConfigError, HostError, Retry, Unsupported
+from agent.model import ROUTE_PROTOCOL, ROUTE_TABLE, Route
+from agent.netlink import _translated
+from agent.nlmsg import NETFILTER, ROUTE, Message, attribute, attributes, messages, refusal
+
+NAMES = {3: "wg0", 4: "wg1"}
+ROUTES = [
+    Route(ip_network("10.1.0.0/16"), "wg0"),
+    Route(ip_network("10.1.2.3/32"), "wg1", ip_address("192.168.128.2"), 50),
+    Route(ip_network("0.0.0.0/0"), "wg0"),
+    Route(ip_network("fd00:1::/64"), "wg0", ip_address("fd8f::2")),
+    Route(ip_network("::/0"), "wg1", metric=7),
+]
+
+
+def index(ifname: str) -> int:
+    return next(number for number, name in NAMES.items() if name == ifname)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_a_route_survives_its_message(route: Route) -> None:
+    request = rtnetlink.replace_request(route, index(route.ifname))
+    assert request.kind == rtnetlink.NEW_ROUTE
+    assert rtnetlink.decode(request.body, NAMES.__getitem__) == route
+
+
+def test_the_kernels_default_metric_of_ipv6_is_none() -> None:
+    body = rtnetlink.replace_request(Route(ip_network("fd00:1::/64"), "wg0", metric=1024), 3).body
+    assert rtnetlink.decode(body, NAMES.__getitem__) == Route(ip_network("fd00:1::/64"), "wg0")
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [(2, 64), (3, 8), (5, ROUTE_PROTOCOL + 1)],
+    ids=["from a source", "of a type of service", "of another protocol"],
+)
+def test_a_route_that_cannot_be_ours_is_not_shown(change: int, value: int) -> None:
+    body = bytearray(rtnetlink.replace_request(ROUTES[0], 3).body)
+    body[change] = value
+    assert rtnetlink.decode(bytes(body), NAMES.__getitem__) is None
+
+
+def test_a_route_of_another_table_is_not_shown() -> None:
+    body = rtnetlink.replace_request(ROUTES[0], 3).body
+    other = body.replace(struct.pack("=I", ROUTE_TABLE), struct.pack("=I", ROUTE_TABLE + 1))
+    assert rtnetlink.decode(other, NAMES.__getitem__) is None
+
+
+@pytest.mark.parametrize("kind", [5, 8, 9, 18, 22, 30])
+def test_a_route_with_what_we_never_set_is_shown_as_bent(kind: int) -> None:
+    body = rtnetlink.replace_request(ROUTES[0], 3).body + attribute(kind, bytes(4))
+    decoded = rtnetlink.decode(body, NAMES.__getitem__)
+    assert decoded is not None
+    assert (decoded.dst, decoded.ifname) == (ROUTES[0].dst, "")
+
+
+def test_deleting_names_the_device_only_if_there_is_one() -> None:
+    with_device = attributes(rtnetlink.delete_request(ROUTES[0], 3).body, rtnetlink.RTMSG.size)
+    without = attributes(rtnetlink.delete_request(ROUTES[0], None).body, rtnetlink.RTMSG.size)
+    assert with_device.keys() - without.keys() == {rtnetlink.RTA_OIF}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_messages_or_nothing(data: bytes) -> None:
+    for message in messages(data):
+        attributes(message.body)
+        assert len(message.body) <= len(data)
+
+
+@given(st.dictionaries(st.integers(1, 0x3FFF), st.binary(max_size=40), max_size=8))
+def test_attributes_survive(values: dict[int, bytes]) -> None:
+    assert attributes(b"".join(attribute(kind, payload) for kind, payload in values.items())) == values
+
+
+def packed(kind: int, body: bytes, flags: int = 0, port: int = 0) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, 1, port) + body + bytes(-len(body) & 3)
+
+
+def test_messages_are_taken_apart() -> None:
+    found = list(messages(packed(24, b"abcde", 2, 99) + packed(25, b"") + b"rest"))
+    assert found == [Message(24, 2, 1, 99, b"abcde"), Message(25, 0, 1, 0, b"")]
+
+
+def test_a_refusal_has_the_kernels_words_or_the_systems() -> None:
+    refused = struct.pack("=i", -errno.EINVAL) + packed(24, b"")
+    text = attribute(1, b"Invalid prefsrc address\0")
+    plain = refusal(Message(nlmsg.ERROR, 0, 1, 0, refused))
+    capped = refusal(Message(nlmsg.ERROR, nlmsg.F_CAPPED | nlmsg.F_ACK_TLVS, 1, 0, refused + text))
+    whole = struct.pack("=i", -errno.EINVAL) + packed(24, b"the request")
+    uncapped = refusal(Message(nlmsg.ERROR, nlmsg.F_ACK_TLVS, 1, 0, whole + text))
+    assert plain is not None and (plain.errno, plain.strerror) == (errno.EINVAL, "Invalid argument")
+    assert capped is not None and capped.strerror == "Invalid prefsrc address"
+    assert refusal(Message(nlmsg.ERROR, 0, 1, 0, struct.pack("=i", 0) + packed(24, b""))) is None
+    assert uncapped is not None and uncapped.errno == errno.EINVAL
+
+
+INTEREST = Interest(names={"wg0", "wg9"}, indexes={3}, ports={4711})
+
+
+def link(number: int, name: str, alias: str = "") -> bytes:
+    body = struct.pack("=BxHiII", 0, 1, number, 0, 0) + attribute(3, name.encode() + b"\0")
+    return body + (attribute(20, alias.encode() + b"\0") if alias else b"")
+
+
+def route(table: int) -> bytes:
+    return rtnetlink.RTMSG.pack(2, 16, 0, 0, min(table, 252), 3, 0, 1, 0) + attribute(15, struct.pack("=I", table))
+
+
+def rule(table: int) -> bytes:
+    return bytes(12) + attribute(15, struct.pack("=I", table))
+
+
+def netconf(number: int) -> bytes:
+    return bytes(4) + attribute(1, struct.pack("=i", number))
+
+
+def table(name: str, family: int = 1) -> bytes:
+    return bytes([family, 0, 0, 0]) + attribute(1, name.encode() + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind", "body", "ours"),
+    [
+        (ROUTE, 16, link(3, "renamed"), True),
+        (ROUTE, 17, link(8, "wg0"), True),
+        (ROUTE, 16, link(8, "wg9"), True),
+        (ROUTE, 16, link(8, "other", "rhizome 7"), True),
+        (ROUTE, 16, link(8, "eth0", "uplink"), False),
+        (ROUTE, 20, struct.pack("=BBBBI", 2, 32, 0, 0, 3), True),
+        (ROUTE, 21, struct.pack("=BBBBI", 2, 32, 0, 0, 8), False),
+        (ROUTE, 25, route(ROUTE_TABLE), True),
+        (ROUTE, 25, route(254), False),
+        (ROUTE, 33, rule(ROUTE_TABLE), True),
+        (ROUTE, 33, rule(254), False),
+        (ROUTE, 80, netconf(-1), True),
+        (ROUTE, 80, netconf(3), True),
+        (ROUTE, 80, netconf(8), False),
+        (ROUTE, 68, b"", False),
+        (NETFILTER, 0x0A00 | 8, table("rhizome"), True),
+        (NETFILTER, 0x0A00 | 8, table("rhizome2"), False),
+        (NETFILTER, 0x0A00 | 8, table("rhizome", family=2), False),
+        (NETFILTER, 0x0A00 | 15, bytes([0, 0, 0, 0]) + attribute(1, bytes(4)), False),
+    ],
+)
+def test_only_what_is_ours_concerns_us_and_only_from_others(protocol: int, kind: int, body: bytes, ours: bool) -> None:
+    assert concerns(protocol, Message(kind, 0, 0, 99, body), INTEREST) is ours
+    assert not concerns(protocol, Message(kind, 0, 0, 4711, body), INTEREST)
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("net.ipv4.ip_forward", "/proc/sys/net/ipv4/ip_forward"),
+        ("net.ipv6.conf.all.forwarding", "/proc/sys/net/ipv6/conf/all/forwarding"),
+        ("net.ipv4.conf.eth0/100.rp_filter", "/proc/sys/net/ipv4/conf/eth0.100/rp_filter"),
+    ],
+)
+def test_a_sysctl_has_its_file(key: str, path: str) -> None:
+    assert sysctl.path_of(key) == Path(path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "net", "net.", "net..x", "kernel.panic", "net./.x", "net.//.x", "net.ipv4.a b", "net.ipv4.x\n", "/net.ipv4.x"],
+)
+def test_a_key_that_leads_elsewhere_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="sysctl"):
+        sysctl.path_of(key)
+
+
+def _fail(code: int) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise OSError(code, "told so")
+
+    return fail
+
+
+def test_a_read_only_proc_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_text", _fail(errno.EROFS))
+    with pytest.raises(Unsupported, match="securityContext"):
+        sysctl.write("net.ipv4.ip_forward", "1")
+
+
+def test_errors_are_translated_with_their_errno() -> None:
+    for exc in (
+        NetlinkError(errno.EINVAL, "Invalid prefsrc address"),
+        OSError(errno.EINVAL, "Invalid prefsrc address"),
+    ):
+        error = _translated("ip route replace 10.0.0.0/8", exc)
+        assert isinstance(error, HostError)
+        assert error.errno == errno.EINVAL
+        assert str(error) == "ip route replace 10.0.0.0/8: Invalid prefsrc address (EINVAL)"
+    denied = _translated("ip rule add", NetlinkError(errno.EPERM, "Operation not permitted"))
+    assert isinstance(denied, Unsupported)
+    assert denied.retry is Retry.NEVER
+    assert "CAP_NET_ADMIN" in str(denied)
