@@ -29,8 +29,8 @@ from agent.errors import BadMessage, HostError, Retry, RhizomeError
 log = logging.getLogger("rhizome.carrier.client")
 
 #: From fork to the first line: an interpreter start on a busy machine.
-START_TIMEOUT_S = 15.0
-HELLO_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 60.0  # a node that starts everything at once is slow
+HELLO_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 3.0
 POLL_S = 0.01
 #: Written but not read by the carrier: it is stuck, and is left to be replaced.
