@@ -150,6 +150,12 @@ def test_all_problems_are_reported_at_once_and_no_more_than_there_are() -> None:
     )
 
 
+def test_a_rule_says_nothing_about_what_is_wrong_already() -> None:
+    assert problems({"listen_port": "0", "ports": ["51820"]}) == (
+        'listen_port: flag --listen-port="0": not in 1..65535',
+    )
+
+
 def test_only_the_source_that_counts_is_looked_at() -> None:
     assert get({"listen_port": "4"}, {"RHIZOME_LISTEN_PORT": "nonsense"}).settings.listen_port == 4
 
