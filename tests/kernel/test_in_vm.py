@@ -24,6 +24,7 @@ FILES = (
     "tests/contract/test_netstack.py",
     "tests/netns/test_netlink.py",
     "tests/netns/test_firewall.py",
+    "tests/kernel/inside_tunnel.py",
 )
 #: Parameters of those tests that need no kernel, and were run outside already.
 SELECTION = "not fake and not userspace"

@@ -1,0 +1,98 @@
+"""The whole tunnel on the kernel's data plane: real daemons, a real proxy, kernel WireGuard at both ends.
+
+Runs only inside the virtual machine (tests/kernel/test_in_vm.py names it): it steps the machine's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lab import addresses
+from lab.faults import FAULTS, Scene, suffer
+from lab.lab import Lab
+from lab.processes import wait_until
+
+FAULT = {fault.name: fault for fault in FAULTS}
+#: Interpreted code is 13 to 20 times slower here: outages are counted outside, here only that traffic comes back.
+PATIENCE_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with Lab("haproxy-sni") as lab:  # Envoy takes longer to start here than all the rest
+        scene = Scene(lab, lab.seed_server(), lab.shoot_client())
+        scene.server.start()
+        wait_until(
+            lambda: bool(lab.seed.run(["ss", "-Hltn", "sport = :443"]).stdout), "the server listening", PATIENCE_S, 0.5
+        )
+        scene.client.start()
+        scene.client.wait_ready(PATIENCE_S)
+        scene.server.wait_ready(PATIENCE_S)
+        yield scene
+
+
+def test_both_ends_took_the_kernel(scene: Scene) -> None:
+    for daemon in (scene.server, scene.client):
+        assert daemon.status().backend == "kernel"
+    for machine, ifname in ((scene.lab.seed, "rz-seed"), (scene.lab.node, "rz-shoot")):
+        assert (
+            json.loads(machine.run(["ip", "-d", "-j", "link", "show", ifname]).stdout)[0]["linkinfo"]["info_kind"]
+            == "wireguard"
+        )
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_node_pod_and_service_are_reached(scene: Scene, family: addresses.Family) -> None:
+    for target in addresses.targets():
+        page = json.loads(scene.lab.seed.run(["curl", "-sS", "-m", "20", target.url(family)]).stdout)
+        assert page["machine"] == ("node1" if target.name == "node" else "pod1")
+        if target.answers_ping:
+            scene.lab.seed.run(["ping", "-n", "-c", "2", "-i", "0.2", "-W", "5", target.address[family]])
+
+
+def test_datagrams_of_every_size_and_a_transfer_arrive(scene: Scene) -> None:
+    sizes = "1,63,64,512,1280,1391,1392,1393,1420,1500,9000,65000"
+    report = scene.lab.seed.run_tool("datagrams", addresses.pod(1).v4, addresses.ECHO_PORT, sizes, 10)
+    assert report["missing"] == []
+    moved = scene.lab.seed.run_tool(
+        "transfer", addresses.pod(1).v4, addresses.BULK_PORT, 3_000_000, "down", timeout_s=120
+    )
+    assert moved["intact"]
+
+
+@pytest.mark.parametrize("name", ["server_daemon_killed", "client_daemon_killed"])
+def test_a_killed_daemon_loses_no_packet_and_the_next_one_adopts_the_device(scene: Scene, name: str) -> None:
+    def index(machine_link: tuple[str, str]) -> int:
+        machine = scene.lab.seed if machine_link[0] == "seed" else scene.lab.node
+        return int(json.loads(machine.run(["ip", "-j", "link", "show", machine_link[1]]).stdout)[0]["ifindex"])
+
+    links = (("seed", "rz-seed"), ("node", "rz-shoot"))
+    before = [index(link) for link in links]
+    with scene.lab.seed.probe("icmp", addresses.pod(1).v4, rate=100) as probe:
+        suffer(scene, FAULT[name], PATIENCE_S)
+    assert probe.report.sent > 100 and probe.report.lost == 0, str(probe.report)
+    assert [index(link) for link in links] == before
+
+
+@pytest.mark.parametrize(
+    "name", ["server_device_deleted", "client_device_deleted", "server_routes_flushed", "client_nft_flushed"]
+)
+def test_what_is_broken_by_hand_is_repaired(scene: Scene, name: str) -> None:
+    suffer(scene, FAULT[name], PATIENCE_S)
+
+
+@pytest.mark.parametrize("step", ["+3600", "-7200"])
+def test_a_stepped_clock_stops_nothing(scene: Scene, step: str) -> None:
+    """WireGuard refuses a handshake that is older than the last one (TAI64N, whitepaper 5.1): sessions that run go on."""
+    wait_until(scene.reaches_the_pod, "traffic before the step", PATIENCE_S)
+    with scene.lab.seed.probe("udp", addresses.pod(1).v4, addresses.ECHO_PORT, rate=50) as probe:
+        time.sleep(1)
+        subprocess.run(["date", "-s", f"@{int(time.time()) + int(step)}"], check=True, capture_output=True)
+        time.sleep(3)
+    assert probe.report.lost == 0, str(probe.report)
+    assert scene.client.ready() and scene.server.ready()
