@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 QUIET_S = 5.0
+#: The end that waits longer is asked first and need not ask itself: half of an idle server's work.
+PASSIVE_QUIET_S = 6.0
 IMPATIENT_S = 0.7
 QUESTIONS = 3
 #: Share of the longest silence that ended well by which a question is spaced, and how long that silence counts.
@@ -34,10 +36,11 @@ class Verdict(Enum):
 class Liveness:
     """Asks, and gives up. `unanswered_since`: when the oldest data without an acknowledgement was sent, None without such."""
 
-    __slots__ = ("_asked", "_asked_at", "_received_at", "_serial", "_silence_at", "patience_s", "srtt_s")
+    __slots__ = ("_asked", "_asked_at", "_quiet_s", "_received_at", "_serial", "_silence_at", "patience_s", "srtt_s")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, quiet_s: float = QUIET_S) -> None:
         self._received_at = now
+        self._quiet_s = quiet_s
         self._asked = 0
         self._asked_at = now
         self._serial = 0
@@ -79,7 +82,7 @@ class Liveness:
             return self._asked_at + self.patience_s
         if unanswered_since is not None:
             return max(self._received_at, unanswered_since) + self.patience_s
-        return self._received_at + QUIET_S
+        return self._received_at + self._quiet_s
 
     def poll(self, unanswered_since: float | None, now: float) -> Verdict:
         """ASK: send a ping with `question` now. A suspended process wakes up to one question, not to a verdict."""

@@ -89,7 +89,7 @@ class UdpPort:
         if self._active is not None:
             self._active.on_udp(self._sock)
             return
-        now, view = self._loop.time(), scratch().tx_view
+        now, view = self._loop.time(), scratch().packet
         try:
             for _ in range(_PACKETS_PER_TURN):
                 size = self._sock.recv_into(view)

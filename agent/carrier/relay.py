@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.carrier.capsule import Ack, Control, Ping, Pong, Run
-from agent.carrier.liveness import QUESTIONS, Lifetime, Liveness, Verdict
+from agent.carrier.liveness import PASSIVE_QUIET_S, QUESTIONS, QUIET_S, Lifetime, Liveness, Verdict
 from agent.carrier.outbox import ACK_DELAY_S, Outbox
 from agent.carrier.port import UdpPort
 from agent.carrier.queue import Drop
@@ -50,6 +50,7 @@ class Relay:
 
     __slots__ = (
         "_ack_timer",
+        "_again",
         "_closed",
         "_hooks",
         "_lifetime",
@@ -84,11 +85,13 @@ class Relay:
         self._sender = StreamSender(stream, window=Window() if extensions else None)
         self._receiver = StreamReceiver(stream, extensions=extensions, early=early)
         #: None: the peer cannot be asked; TCP itself has to notice that it is gone.
-        self._liveness = Liveness(now) if extensions else None
+        quiet_s = PASSIVE_QUIET_S if stream.server_side else QUIET_S
+        self._liveness = Liveness(now, quiet_s=quiet_s) if extensions else None
         #: None: nobody wants to know, or it has been said.
         self._lifetime = Lifetime(now, random.random()) if on_worn else None
         self._timer: asyncio.TimerHandle | None = None
         self._ack_timer: asyncio.TimerHandle | None = None
+        self._again = False  # whether the next turn is scheduled already
         self._watching = False  # whether the stream is watched for room to write
         self._closed = False
 
@@ -99,7 +102,7 @@ class Relay:
         self._schedule(self._loop.time())
         self._port.activate(self)
         if self._receiver.more:
-            self._loop.call_soon(self._on_readable)
+            self._take_another_turn()
 
     def send_control(self, text: str) -> None:
         """Queue one control message, at most 64 KiB of UTF-8 (else ValueError). Silently nothing when the relay is closed.
@@ -175,7 +178,7 @@ class Relay:
     # What the loop calls.
 
     def _on_readable(self) -> None:
-        if self._closed:
+        if self._closed or self._again:
             return
         now = self._loop.time()
         try:
@@ -206,7 +209,16 @@ class Relay:
         if self._liveness is not None:
             self._liveness.on_received(now)
         if receiver.more:
-            self._loop.call_soon(self._on_readable)
+            self._take_another_turn()
+
+    def _take_another_turn(self) -> None:
+        """Go on reading when everybody else had a turn."""
+        self._again = True
+        self._loop.call_soon(self._on_turn)
+
+    def _on_turn(self) -> None:
+        self._again = False
+        self._on_readable()
 
     def _on_item(self, item: Control | Ping | Pong | Ack, now: float) -> None:
         window, liveness = self._sender.window, self._liveness

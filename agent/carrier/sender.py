@@ -9,9 +9,11 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from enum import Enum
 
 from agent.carrier.capsule import DATAGRAM, HEAD_BYTES, MAX_DATAGRAM_BYTES, RECORD_BYTES, head
+from agent.carrier.form import RIDER_BYTES, Form
 from agent.carrier.outbox import Outbox
 from agent.carrier.queue import Drop, SendQueue
 from agent.carrier.scratch import scratch
@@ -19,8 +21,8 @@ from agent.carrier.window import Window
 
 RECORDS_PER_TURN = 4
 PACKETS_PER_TURN = 64
-#: In front of the packets of a record: room for an acknowledgement that rides along.
-_RIDER_BYTES = 32
+#: WireGuard's for a full packet of a tunnel with MTU 1420.
+FULL_PACKET_BYTES = 1452
 _HEAD = struct.Struct(">BHB")
 
 
@@ -35,12 +37,24 @@ class Blocked(Enum):
 class StreamSender:
     """The writing half of a relay. Any OSError (an SSLError is one) that comes out of it ends the stream."""
 
-    __slots__ = ("_pending", "_stream", "blocked", "oversize", "packets", "payload_bytes", "queue", "window")
+    __slots__ = (
+        "_pending",
+        "_stream",
+        "_typical",
+        "blocked",
+        "oversize",
+        "packets",
+        "payload_bytes",
+        "queue",
+        "window",
+    )
 
     def __init__(self, stream: ssl.SSLSocket, *, window: Window | None) -> None:
         self._stream = stream
         #: A record that TLS has begun to write: it must be offered again, the same bytes, before anything else.
         self._pending: bytes | None = None
+        #: The size that most packets are expected to have.
+        self._typical = FULL_PACKET_BYTES
         self.blocked = Blocked.NO
         self.queue = SendQueue()
         #: None: the peer sends no acknowledgements.
@@ -73,12 +87,10 @@ class StreamSender:
             return
         while self._pending is None:
             urgent = outbox.take(RECORD_BYTES) if outbox else b""
-            packets = (
-                self.queue.take(RECORD_BYTES - _RIDER_BYTES - len(urgent), self._room(), now) if self.queue else []
-            )
+            packets = self.queue.take(RECORD_BYTES - RIDER_BYTES - len(urgent), self._room(), now) if self.queue else []
             if not packets and not urgent:
                 return
-            record = [urgent or outbox.take(_RIDER_BYTES)]
+            record = [urgent or outbox.take(RIDER_BYTES)]
             for packet in packets:
                 record += (head(len(packet)), packet)
             self._count(len(packets), sum(map(len, packets)), now)
@@ -92,32 +104,58 @@ class StreamSender:
 
     def _pass_record(self, udp: socket.socket, outbox: Outbox, now: float) -> bool:
         """One record straight from the UDP socket to the stream; False: there are no more packets, or the stream is full."""
-        buffers = scratch()
-        buffer, view = buffers.tx, buffers.tx_view
-        receive, write_head = udp.recv_into, _HEAD.pack_into
-        end, capsule_bytes, count, drained = _RIDER_BYTES, 0, 0, False
+        record = scratch().form(self._typical)
+        receive, typical, count, odd = udp.recv_into, record.size, 0, -1
         try:
-            while end + capsule_bytes <= RECORD_BYTES:
-                size = receive(view[end + HEAD_BYTES :])
-                if size > MAX_DATAGRAM_BYTES:
-                    self.oversize += 1
-                    continue
-                write_head(buffer, end, DATAGRAM, 0x4001 + size, 0)
-                capsule_bytes = size + HEAD_BYTES
-                end += capsule_bytes
+            for place in record.places:
+                size = receive(place)
+                if size != typical:
+                    odd = size
+                    break
                 count += 1
         except OSError:
-            drained = True  # EAGAIN; or ECONNREFUSED, the fate of an earlier packet while WireGuard was down
+            odd = -1  # no more (EAGAIN); or ECONNREFUSED, the fate of an earlier packet while WireGuard was down
+        end = RIDER_BYTES + count * record.stride
+        more = count == len(record.places)
+        if odd >= 0:
+            if not count:
+                self._typical = min(odd, MAX_DATAGRAM_BYTES)
+            others, end, more = self._fill(receive, record, end, odd)
+            count += others
         if not count:
-            return False
-        rider = outbox.take(_RIDER_BYTES)
-        start = _RIDER_BYTES - len(rider)
-        buffer[start:_RIDER_BYTES] = rider
-        self._count(count, end - _RIDER_BYTES - count * HEAD_BYTES, now)
-        return self._write(view[start:end]) and not drained
+            return more
+        rider = outbox.take(RIDER_BYTES)
+        start = RIDER_BYTES - len(rider)
+        record.buffer[start:RIDER_BYTES] = rider
+        self._count(count, end - RIDER_BYTES - count * HEAD_BYTES, now)
+        taken = self._write(record.view[start:end])
+        if odd >= 0:
+            record.restore()
+        return taken and more
+
+    def _fill(self, receive: Callable[[memoryview], int], record: Form, end: int, size: int) -> tuple[int, int, bool]:
+        """Fill up a record with packets of any size, the first of which, of `size`, is behind `end` already.
+
+        Returns their number, where they end, and whether there may be more.
+        """
+        buffer, view, count, stride = record.buffer, record.view, 0, 0
+        try:
+            while True:
+                if size > MAX_DATAGRAM_BYTES:
+                    self.oversize += 1
+                else:
+                    _HEAD.pack_into(buffer, end, DATAGRAM, 0x4001 + size, 0)
+                    stride = size + HEAD_BYTES
+                    end += stride
+                    count += 1
+                if end + stride > RECORD_BYTES:
+                    return count, end, True
+                size = receive(view[end + HEAD_BYTES :])
+        except OSError:
+            return count, end, False
 
     def _enqueue(self, udp: socket.socket, now: float) -> None:
-        view, push = scratch().tx_view, self.queue.push
+        view, push = scratch().packet, self.queue.push
         try:
             for _ in range(PACKETS_PER_TURN):
                 size = udp.recv_into(view)

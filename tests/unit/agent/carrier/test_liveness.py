@@ -11,6 +11,7 @@ from agent.carrier.liveness import (
     JITTER,
     LIFETIME_BYTES,
     LIFETIME_S,
+    PASSIVE_QUIET_S,
     QUIET_S,
     SILENCE_REMEMBERED_S,
     Lifetime,
@@ -34,6 +35,10 @@ def test_an_idle_stream_is_asked_after_5_s_and_dead_after_three_questions() -> N
     happened = silence(Liveness(100.0), None, 100.0)
     assert [v for _, v in happened] == [Verdict.ASK] * 3 + [Verdict.DEAD]
     assert [t for t, _ in happened] == pytest.approx([5.0, 5.7, 6.4, 7.1])
+
+
+def test_one_end_may_be_more_patient_so_that_only_the_other_asks() -> None:
+    assert Liveness(0.0, quiet_s=PASSIVE_QUIET_S).next_wakeup(None) == PASSIVE_QUIET_S > QUIET_S + 0.5
 
 
 def test_a_dead_path_under_traffic_is_noticed_within_3_s() -> None:
