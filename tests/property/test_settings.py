@@ -63,7 +63,7 @@ def sources(draw: st.DrawFn, role: type[BaseSettings]) -> tuple[dict[str, list[s
 
 @pytest.mark.parametrize("role", ROLES)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=25, deadline=None)
 def test_precedence_and_round_trip(role: type[BaseSettings], data: st.DataObject) -> None:
     flags, env, file = data.draw(sources(role))
     problems: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ TOML = st.recursive(
 
 @pytest.mark.parametrize("role", ROLES)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=25, deadline=None)
 def test_any_file_and_environment_is_settings_or_a_list_of_problems(
     role: type[BaseSettings], data: st.DataObject
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import health
@@ -78,6 +78,7 @@ def test_only_the_root_cause_is_told() -> None:
     assert judge_client(everything).causes == ("there is no stream to the server (dns: no such name)",)
 
 
+@settings(deadline=None)
 @given(VIEWS)
 def test_ready_means_a_fresh_canary_and_up_has_no_cause(view: ClientView) -> None:
     judgement = judge_client(view)
@@ -141,6 +142,7 @@ def test_long_lists_are_cut() -> None:
     assert cause.endswith("n2 (last answer 1m00s ago) and 497 more")
 
 
+@settings(deadline=None)
 @given(PEERS, RANGES, st.sampled_from(["", "EPERM"]))
 def test_a_server_is_ready_exactly_when_a_client_answers(
     peers: list[PeerHealth], ranges: list[RangeHealth], host: str

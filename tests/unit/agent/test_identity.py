@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.identity import Identity, Role, dns_label, dns_name
@@ -12,12 +12,14 @@ LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 NAME = st.lists(LABEL, min_size=1, max_size=3).map(".".join)
 
 
+@settings(deadline=None)
 @given(LABEL, st.sampled_from(Role), NAME)
 def test_what_is_written_is_read_back(control_plane: str, role: Role, name: str) -> None:
     identity = Identity(control_plane, role, "" if role is Role.SEED_SERVER else name)
     assert Identity.parse(str(identity)) == identity
 
 
+@settings(deadline=None)
 @given(
     st.one_of(
         st.text(), st.text().map(lambda tail: "spiffe://" + tail), st.text().map(lambda t: f"spiffe://a/sidecar/{t}")

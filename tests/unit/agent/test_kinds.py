@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import kinds
@@ -141,6 +141,7 @@ def test_the_example_of_a_kind_is_accepted_and_shown_again(kind: Kind[Any]) -> N
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.name)
+@settings(max_examples=40, deadline=None)
 @given(text=st.text() | st.text(alphabet="[]:./%@0123456789abcdefhtp-\n\0") | st.from_regex(r"\[.*\]:\d+"))
 def test_any_text_is_a_value_or_a_valueerror(kind: Kind[Any], text: str) -> None:
     try:
@@ -149,6 +150,7 @@ def test_any_text_is_a_value_or_a_valueerror(kind: Kind[Any], text: str) -> None
         return
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["127.0.0.1", "::", "2001:db8::1", "a.b"]), st.integers(1, 65535))
 def test_host_and_port_are_written_as_they_are_read(host: str, port: int) -> None:
     assert kinds.TARGET.parse(str(HostPort(host, port))) == (host, port)

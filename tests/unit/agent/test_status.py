@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.status import (
@@ -44,6 +44,7 @@ STATUS = st.builds(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(STATUS)
 def test_json_and_back(status: RoleStatus) -> None:
     assert from_json(json.loads(json.dumps(to_json(status)))) == status
