@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Mapping, Sequence
+from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
 from pathlib import Path
 
 from agent.carrier.api import TlsFiles
 from agent.identity import Role
 from agent.pki import issue, make_ca
-from agent.status import RoleStatus, from_json
+from agent.status import SOCKET_SUFFIX, RoleStatus, from_json
 from lab import addresses
 from lab.namespaces import Machine
 from lab.processes import LabError, Process, wait_until
 
 #: A value of a settings table: what TOML can say and the daemons understand.
 Value = str | int | float | bool | Sequence[str]
+
+#: The daemons' default device names.
+SEED_IFNAME = "rz-seed"
+SHOOT_IFNAME = "rz-shoot"
 
 
 def program(name: str) -> str:
@@ -52,12 +58,13 @@ def to_toml(settings: Mapping[str, Value]) -> str:
 class Daemon:
     """A seed server or a shoot client on one machine. `settings` may be changed between starts."""
 
-    def __init__(self, command: str, machine: Machine, health_port: int, settings: Mapping[str, Value]) -> None:
+    def __init__(self, command: str, machine: Machine, ifname: str, settings: Mapping[str, Value]) -> None:
         self.command = command
         self.machine = machine
         self.settings: dict[str, Value] = dict(settings)
         self.config = machine.directory / f"{command}.toml"
-        self._health = f"http://127.0.0.1:{health_port}"
+        # The machine's /run is a directory of the host, so the daemon can be asked from here.
+        self._socket = machine.directory / "run" / "rhizome" / f"{ifname}{SOCKET_SUFFIX}"
         self._process: Process | None = None
 
     @property
@@ -120,11 +127,28 @@ class Daemon:
 
     def _get(self, path: str) -> tuple[int, str]:
         """Status and body, 0 when there is no answer."""
-        done = self.machine.run(
-            ["curl", "-sS", "-m", "5", "-w", "\n%{http_code}", self._health + path], check=False, timeout_s=10
-        )
-        body, _, code = done.stdout.rpartition("\n")
-        return (int(code) if code.isdigit() else 0), body
+        connection = _UnixConnection(self._socket)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except (OSError, HTTPException):
+            return 0, ""
+        finally:
+            connection.close()
+
+
+class _UnixConnection(HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=10)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
 def seed_settings(machine: Machine, tls: TlsFiles) -> dict[str, Value]:

@@ -28,7 +28,7 @@ from typing import Self
 from agent.model import IFALIAS_PREFIX, ROUTE_TABLE
 from lab import addresses, topology
 from lab.addresses import Family, Pair
-from lab.daemons import Daemon, Pki, Value, node_name, seed_settings, shoot_settings
+from lab.daemons import SEED_IFNAME, SHOOT_IFNAME, Daemon, Pki, Value, node_name, seed_settings, shoot_settings
 from lab.front import KINDS, Front
 from lab.impair import Impairment
 from lab.names import Names
@@ -186,13 +186,15 @@ class Lab:
     def seed_server(self, **settings: Value) -> Daemon:
         """The seed server with the settings that fit this lab, changed by `settings`; not yet started."""
         tls = self.pki.server()
-        return Daemon("rhizome-seed-server", self.seed, 9841, seed_settings(self.seed, tls) | settings)
+        return Daemon("rhizome-seed-server", self.seed, SEED_IFNAME, seed_settings(self.seed, tls) | settings)
 
     def shoot_client(self, index: int = 1, **settings: Value) -> Daemon:
         """The shoot client of one node with the settings that fit this lab, changed by `settings`; not yet started."""
         tls = self.pki.client(node_name(index))
         way = dict(self.front.kind.settings) if self.front is not None else {}
-        return Daemon("rhizome-shoot-client", self.nodes[index - 1], 9842, shoot_settings(index, tls) | way | settings)
+        return Daemon(
+            "rhizome-shoot-client", self.nodes[index - 1], SHOOT_IFNAME, shoot_settings(index, tls) | way | settings
+        )
 
     # What can be seen from outside the daemons.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.probe import Probe
-from lab.processes import LabError, Process, environment, kill_stray, pids_in_network_namespace, stop_all
+from lab.processes import PATIENCE, LabError, Process, environment, kill_stray, pids_in_network_namespace, stop_all
 
 _TRAFFIC = Path(__file__).parent / "traffic"
 
@@ -171,13 +171,13 @@ def _call(
             input=input,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=timeout_s * PATIENCE,
             env=environment(env),
             cwd="/",
             check=False,
         )
     except subprocess.TimeoutExpired as exc:
-        raise LabError(f"{words}: still runs after {timeout_s:g} s") from exc
+        raise LabError(f"{words}: still runs after {timeout_s * PATIENCE:g} s") from exc
     if check and done.returncode:
         raise LabError(f"{words}: exit code {done.returncode}\n{done.stderr.strip()}\n{done.stdout.strip()}".rstrip())
     return done

@@ -64,6 +64,11 @@ class Probe:
             raise LabError("the probe has not ended yet")
         return self._report
 
+    def wait_for_answer(self, timeout_s: float = 30.0) -> None:
+        """Return after the first answer. Raises LabError when there is none within `timeout_s`."""
+        assert self._process is not None
+        self._process.wait_for_output("answered", timeout_s)
+
     def __enter__(self) -> Self:
         self._process = self._spawn()
         self._process.wait_for_output("started")

@@ -15,6 +15,10 @@ _PRIVATE = ("RHIZOME_", "WG_", "PYTEST_")
 _PRIVATE_NAMES = {f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "ALL", "NO")}
 
 
+#: All time limits of the lab are multiplied by this: a virtual machine without hardware acceleration is slow.
+PATIENCE = float(os.environ.get("RHIZOME_LAB_PATIENCE", "1"))
+
+
 class LabError(Exception):
     """Something in the lab did not start, did not answer or did not end."""
 
@@ -33,8 +37,8 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0
     """Seconds until `condition` held. Raises LabError, naming `what`, when it did not within `timeout_s`."""
     start = time.monotonic()
     while not condition():
-        if time.monotonic() - start > timeout_s:
-            raise LabError(f"{what}: not within {timeout_s:g} s")
+        if time.monotonic() - start > timeout_s * PATIENCE:
+            raise LabError(f"{what}: not within {timeout_s * PATIENCE:g} s")
         time.sleep(every_s)
     return time.monotonic() - start
 
@@ -94,9 +98,9 @@ class Process:
     def wait(self, timeout_s: float = 30.0) -> int:
         """The exit code. Raises LabError when it runs on for longer than `timeout_s`."""
         try:
-            return self._popen.wait(timeout_s)
+            return self._popen.wait(timeout_s * PATIENCE)
         except subprocess.TimeoutExpired as exc:
-            raise LabError(f"{self.name} still runs after {timeout_s:g} s\n{self.tail()}") from exc
+            raise LabError(f"{self.name} still runs after {timeout_s * PATIENCE:g} s\n{self.tail()}") from exc
 
     def terminate(self) -> None:
         self.signal(signal.SIGTERM)
@@ -115,7 +119,7 @@ class Process:
         """SIGTERM, then SIGKILL after `grace_s`. Gone when this returns."""
         self._popen.terminate()
         try:
-            self._popen.wait(grace_s)
+            self._popen.wait(grace_s * PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
 

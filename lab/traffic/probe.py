@@ -2,7 +2,8 @@
 
     probe.py udp|tcp|icmp HOST PORT RATE_PER_S SECONDS [PAYLOAD_BYTES]
 
-Ends after SECONDS (0: never) or on SIGTERM or SIGINT, waits for late answers, and prints one JSON object:
+Says `started`, and `answered` with the first answer. Ends after SECONDS (0: never) or on SIGTERM or SIGINT, waits for late
+answers, and prints one JSON object:
     sent, answered, lost      questions
     outage_s                  longest run of lost questions, from the first lost one to the next that was answered
     outages_s                 every such run
@@ -44,6 +45,8 @@ class Record:
         if 0 <= number < len(self.asked):
             took = time.monotonic() - self.asked[number]
             if took <= _LATE_S:
+                if not self.took:
+                    print("answered", flush=True)
                 self.took.setdefault(number, took)
 
     def last_unanswered(self) -> float:
