@@ -16,6 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
 from agent.carrier.api import DialConfig, Event, ListenConfig, Proxy, TlsFiles
 from agent.carrier.client import CarrierClient
 from agent.carrier.downlink import Downlink
@@ -51,6 +56,39 @@ class Pki:
 
     def client(self, name: str = "node-1", *, now: dt.datetime | None = None) -> TlsFiles:
         return issue(self.directory, Role.SHOOT_CLIENT, name, days=30, force=True, now=now).files
+
+    def odd(self, *uris: str, self_signed: bool = False) -> TlsFiles:
+        """A client certificate such as this product would not issue: any URI names, or signed by nobody."""
+        now = dt.datetime.now(dt.UTC)
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = x509.load_pem_x509_certificate((self.directory / "ca.crt").read_bytes())
+        signer = serialization.load_pem_private_key((self.directory / "ca.key").read_bytes(), None)
+        assert isinstance(signer, ec.EllipticCurvePrivateKey)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")])
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if self_signed else issuer.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(hours=1))
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        )
+        if uris:
+            names = [x509.UniformResourceIdentifier(uri) for uri in uris]
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        certificate = builder.sign(key if self_signed else signer, hashes.SHA256())
+        files = TlsFiles(
+            str(self.directory / "ca.crt"), str(self.directory / "odd.crt"), str(self.directory / "odd.key")
+        )
+        Path(files.certificate).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        Path(files.key).write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return files
 
     def identity(self, name: str = "node-1") -> str:
         return str(Identity(self.control_plane, Role.SHOOT_CLIENT, name))

@@ -174,6 +174,8 @@ def _credentials(proxy: Proxy) -> str | None:
 async def _secure(config: DialConfig, context: ssl.SSLContext, sock: socket) -> tuple[ssl.SSLSocket, str]:
     stream: ssl.SSLSocket | None = None
     try:
+        if b"\0" in config.server_name.encode("idna"):  # the ssl module leaks the socket over what this refuses
+            raise ValueError("a zero byte")
         stream = context.wrap_socket(sock, server_hostname=config.server_name, do_handshake_on_connect=False)
         with _stage(Stage.TLS, via(config)):
             async with asyncio.timeout(TLS_TIMEOUT_S):
@@ -182,12 +184,12 @@ async def _secure(config: DialConfig, context: ssl.SSLContext, sock: socket) -> 
     except BaseException as exc:
         if stream is not None:
             stream.close()
-        if isinstance(exc, ValueError):
-            words = f"{config.server_name!r} cannot be a server's name: {exc}"
-            raise DialError(Stage.TLS, words, final=True) from exc
         if isinstance(exc, OSError):
             failure = tls.client_failure(exc, config.server_name, config.tls.ca)
             raise DialError(Stage.TLS, f"{via(config)}: {failure.words}", final=failure.final) from exc
+        if isinstance(exc, ValueError):
+            words = f"{config.server_name!r} cannot be a server's name: {exc}"
+            raise DialError(Stage.TLS, words, final=True) from exc
         raise
 
 

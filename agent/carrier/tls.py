@@ -178,7 +178,7 @@ _VERIFY = {
     9: ("not_yet_valid", "is not valid yet (compare the clocks)"),
     10: ("expired", "has expired"),
     18: ("self_signed", "is self-signed"),
-    19: ("unknown_ca", "comes with a self-signed CA that is not ours"),
+    19: ("unknown_ca", "was issued by another CA"),
     20: ("unknown_ca", "was issued by another CA"),
     21: ("unknown_ca", "was issued by another CA"),
     23: ("revoked", "is revoked"),

@@ -26,6 +26,7 @@ class Turnaways:
         self._counts: Counter[str] = Counter()
         self._last = ""
         self._limited = Limited(log)
+        self._told_at = -PUBLISH_EVERY_S
         self._later: asyncio.TimerHandle | None = None
 
     def count(self, cause: str, peer: str, words: str) -> None:
@@ -35,8 +36,10 @@ class Turnaways:
         level = logging.DEBUG if cause in _EVERYDAY else logging.WARNING
         fields = {"event": "connection.turned_away", "peer": peer, "reason": cause}
         self._limited.log(level, cause, "turned away %s: %s", peer, words, extra=fields)
+        loop = asyncio.get_running_loop()
         if self._later is None:
-            self._later = asyncio.get_running_loop().call_later(PUBLISH_EVERY_S, self._tell)
+            # The first at once, the rest of a second together.
+            self._later = loop.call_at(max(loop.time(), self._told_at + PUBLISH_EVERY_S), self._tell)
 
     def turned(self) -> Turned:
         return Turned(tuple(sorted(self._counts.items())), self._last)
@@ -47,4 +50,5 @@ class Turnaways:
 
     def _tell(self) -> None:
         self._later = None
+        self._told_at = asyncio.get_running_loop().time()
         self._publish(self.turned())
