@@ -22,7 +22,7 @@ check: ## style, types, layers, and the tests that need no root: under a minute
 	.venv/bin/ruff check --quiet $(PYTHON_FILES)
 	.venv/bin/ruff format --quiet --check $(PYTHON_FILES)
 	.venv/bin/mypy
-	.venv/bin/lint-imports --no-timing
+	.venv/bin/lint-imports --no-logo
 	$(PYTEST) -q tests/unit tests/property tests/golden
 
 test: check ## all tests: also contracts, fuzzing, network namespaces and a real kernel (root, about 20 minutes)
