@@ -34,7 +34,8 @@ LIMIT_S = 900
 
 @pytest.mark.timeout(LIMIT_S + 300)  # and the download of the kernel, once
 def test_on_a_real_kernel(capsys: pytest.CaptureFixture[str]) -> None:
-    command = [str(ROOT / "scripts/kernel-vm"), "-t", str(LIMIT_S), "--", sys.executable, "-m", "pytest", *FILES]
+    command = [str(ROOT / "scripts/kernel-vm"), "-t", str(LIMIT_S), "--"]
+    command += ["env", "RHIZOME_LAB_PATIENCE=8", sys.executable, "-m", "pytest", *FILES]
     command += ["-k", SELECTION, "-v", "--durations=5", "--color=no", "-p", "no:cacheprovider"]
     command += ["-o", "timeout=300"]  # everything takes 13 to 20 times as long
     said = []
