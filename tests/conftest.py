@@ -1,6 +1,57 @@
-"""For all tests: no deadline per example, because the machines that run them are shared."""
+"""For all tests: no deadline per example, because the machines that run them are shared; a network namespace on request."""
 
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(function: str, *args: int) -> None:
+    if getattr(_libc, function)(*args):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), function)
+
+
+@contextmanager
+def fresh_namespace() -> Iterator[None]:
+    """This thread, and those it starts meanwhile, live in a new network namespace with only a loopback device."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        _call("unshare", _CLONE_NEWNET)
+        try:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield
+            _delete_links()
+        finally:
+            _call("setns", before, _CLONE_NEWNET)
+    finally:
+        os.close(before)
+
+
+def _delete_links() -> None:
+    """The processes behind TUN devices end with them, and let go of the namespace."""
+    for link in json.loads(subprocess.check_output(["ip", "-j", "link"])):
+        if link["ifname"] != "lo":
+            subprocess.run(["ip", "link", "del", link["ifname"]], check=False, capture_output=True)
+
+
+@pytest.fixture
+def netns() -> Iterator[None]:
+    """A network namespace of the test's own, entered by the test's thread."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    with fresh_namespace():
+        yield
