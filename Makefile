@@ -1,11 +1,11 @@
 # One command per intent. `make` alone lists them.
 
-PYTHON_FILES = agent ipam seed_server shoot_client lab benchmarks tests
+PYTHON_FILES = agent ipam seed_server shoot_client lab benchmarks scripts tests
 PYTEST = .venv/bin/python -m pytest
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL = help
-.PHONY: help demo down check test fmt bench docs clean
+.PHONY: help demo down check test fuzz fmt bench docs clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1mmake %-6s\033[0m %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,10 @@ check: ## style, types, layers, and the tests that need no root: under a minute
 test: check ## all tests: also contracts, fuzzing, network namespaces and a real kernel (root, about 20 minutes)
 	@scripts/setup test
 	$(PYTEST) tests/contract tests/fuzz tests/netns tests/kernel
+
+fuzz: ## every fuzz target for ten minutes (SECONDS=600)
+	@scripts/setup check
+	RHIZOME_FUZZ_SECONDS=$(or $(SECONDS),600) $(PYTEST) -s tests/fuzz
 
 fmt: ## put all Python files into the one format
 	.venv/bin/ruff check --quiet --fix-only $(PYTHON_FILES)

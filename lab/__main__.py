@@ -69,12 +69,12 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 def _explain(record: Record, console: Console) -> None:
-    inside = "python -m lab exec"
+    inside = ".venv/bin/python -m lab exec"
     pod, service = addresses.targets()[1:]
     console.print(
         f"""
 It is left running. Each machine is a network namespace: {" ".join(record.namespaces)}
-Look at it, from this directory (.venv/bin first in your PATH):
+Look at it, from this directory:
   {inside} seed rhizome-agent status
   {inside} node rhizome-agent status
   {inside} seed curl {pod.url()}

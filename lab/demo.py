@@ -18,6 +18,7 @@ from lab.processes import LabError, wait_until
 from lab.verdict import Findings, Reached
 
 _FAMILIES: tuple[Family, Family] = (4, 6)
+PATIENCE_S = 30.0
 _BULK_BYTES = 100_000_000
 _UDP_PORTS = "53,123,500,51820-51880"
 _PORTS = "1-1024,2379,5432,6443,8080-8090,8443,9100,10250-10260,30000-30100,51820-51880"
@@ -122,9 +123,11 @@ class Demo:
             started = time.monotonic()
             client.start()
             try:
-                probe.wait_for_answer()
+                probe.wait_for_answer(PATIENCE_S)
             except LabError as exc:
-                raise LabError(f"no packet crossed the tunnel within 30 s\n{client.process.tail()}") from exc
+                raise LabError(
+                    f"no packet crossed the tunnel within {PATIENCE_S:g} s\n{client.process.tail()}"
+                ) from exc
         if probe.report.first_answer_at is not None:
             self.found.first_packet_s = probe.report.first_answer_at - started
 
