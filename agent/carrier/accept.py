@@ -263,9 +263,7 @@ class Listener:
             async with asyncio.timeout(TLS_TIMEOUT_S):
                 await tls.readable(visitor.sock)
                 visitor.silent = False
-                context = self._credentials.context()
-                stream = context.wrap_socket(visitor.sock, server_side=True, do_handshake_on_connect=False)
-                visitor.sock = stream
+                visitor.sock = stream = tls.wrap(self._credentials.context(), visitor.sock)
                 await tls.handshake(stream)
                 return stream
         except TimeoutError as exc:

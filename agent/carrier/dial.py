@@ -174,9 +174,7 @@ def _credentials(proxy: Proxy) -> str | None:
 async def _secure(config: DialConfig, context: ssl.SSLContext, sock: socket) -> tuple[ssl.SSLSocket, str]:
     stream: ssl.SSLSocket | None = None
     try:
-        if b"\0" in config.server_name.encode("idna"):  # the ssl module leaks the socket over what this refuses
-            raise ValueError("a zero byte")
-        stream = context.wrap_socket(sock, server_hostname=config.server_name, do_handshake_on_connect=False)
+        stream = tls.wrap(context, sock, server_name=config.server_name)
         with _stage(Stage.TLS, via(config)):
             async with asyncio.timeout(TLS_TIMEOUT_S):
                 await tls.handshake(stream)

@@ -7,6 +7,7 @@ refusal arrives with the client's first read; `refusal_of_us` tells it from othe
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -139,6 +140,20 @@ async def _drive(stream: ssl.SSLSocket, operation: Callable[[], T]) -> T:
             await writable(stream)
 
 
+def wrap(context: ssl.SSLContext, sock: socket.socket, *, server_name: str | None = None) -> ssl.SSLSocket:
+    """TLS over a connected socket, as the server when there is no `server_name`. `sock` is used up when this succeeds.
+
+    Raises OSError when the connection has ended meanwhile, ValueError for a name that cannot be sent as SNI.
+    """
+    # Over either of these wrap_socket would raise too, and leak the socket.
+    sock.getpeername()
+    if server_name is not None and b"\0" in server_name.encode("idna"):
+        raise ValueError("a zero byte")
+    return context.wrap_socket(
+        sock, server_side=server_name is None, server_hostname=server_name, do_handshake_on_connect=False
+    )
+
+
 async def handshake(stream: ssl.SSLSocket) -> None:
     """Raises ssl.SSLError or OSError."""
     await _drive(stream, stream.do_handshake)
@@ -250,7 +265,8 @@ def server_failure(exc: OSError) -> Failure:
 
 
 def _is_end(exc: OSError) -> bool:
-    return isinstance(exc, ssl.SSLEOFError | ConnectionError)
+    closed = isinstance(exc, ssl.SSLEOFError | ConnectionError) or exc.errno == errno.ENOTCONN
+    return closed or _reason(exc).startswith("Closed before TLS handshake")
 
 
 def _reason(exc: OSError) -> str:
