@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -30,7 +30,6 @@ from lab.inside import Inside
 TUNNEL = ("192.168.128.0/17", "fd8f::/64")
 PODS = ("10.1.0.0/16", "fd01::/64")
 SERVICES = ("10.96.0.0/24", "fd96::/64")
-PORT = 7000
 GOLDEN = Path(__file__).parents[1] / "golden" / "firewall"
 WAIT_S = 0.4  # for what must not arrive
 
@@ -74,10 +73,14 @@ table inet silence {
 
 
 class Landscape:
-    """The four hosts, each a namespace; a socket stays in the one it was made in."""
+    """The four hosts, each a namespace; a socket stays in the one it was made in.
+
+    `port` is what everybody uses, a new one for every test: connection tracking remembers the old ones.
+    """
 
     def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
+        self._sockets = ExitStack()
+        self.port = 7000
         self.workload, self.seed, self.node, self.pod = hosts = tuple(Inside() for _ in range(4))
         for host in hosts:
             stack.callback(host.close)
@@ -105,6 +108,29 @@ class Landscape:
                 commands.append("link set tun0 address 02:00:00:00:00:01 arp off multicast off mtu 1400")
                 commands.append("link set tun0 addrgenmode none")
             self.ip(host, *commands, f"link set {name} up")
+
+    @contextmanager
+    def fresh(self) -> Iterator[Landscape]:
+        """For one test: no table of ours, no open socket, nothing that an earlier test changed."""
+        self.port += 1
+        for host in (self.seed, self.node):
+            self.nft(host, _REPLACE)
+        with ExitStack() as self._sockets:
+            yield self
+
+    @contextmanager
+    def narrowed(self, mtu_bytes: int) -> Iterator[None]:
+        """The node's link to the pod is narrower than the tunnel."""
+        for host in (self.node, self.pod):
+            self.ip(host, f"link set eth0 mtu {mtu_bytes}")
+        try:
+            yield
+        finally:
+            for host in (self.node, self.pod):
+                self.ip(host, "link set eth0 mtu 1500")
+            for host in (self.workload, self.seed, self.node):
+                self.run(host, "ip -4 route flush cache")
+                self.run(host, "ip -6 route flush cache")
 
     def _wait_until_up(self, host: Inside) -> None:
         """Until the kernel has finished bringing a link up, it drops what is sent there."""
@@ -145,32 +171,38 @@ class Landscape:
     def tcp(self, host: Inside, source: str = "") -> socket.socket:
         return self._socket(host, socket.SOCK_STREAM, source or "0.0.0.0", 0)
 
-    def udp(self, host: Inside, source: str, port: int = PORT) -> socket.socket:
-        return self._socket(host, socket.SOCK_DGRAM, source, port)
+    def udp(self, host: Inside, source: str, port: int | None = None) -> socket.socket:
+        return self._socket(host, socket.SOCK_DGRAM, source, port or self.port)
 
     def listen(self, host: Inside, address: str) -> socket.socket:
-        listener = self._socket(host, socket.SOCK_STREAM, address, PORT)
+        listener = self._socket(host, socket.SOCK_STREAM, address, self.port)
         listener.listen(64)
         return listener
 
     def _socket(self, host: Inside, kind: socket.SocketKind, address: str, port: int) -> socket.socket:
         with host.entered():
             made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
-        self._stack.enter_context(made)
+        self._sockets.enter_context(made)
         made.settimeout(2.0)
         made.bind((address, port))
         return made
 
 
-@pytest.fixture
-def land() -> Iterator[Landscape]:
+@pytest.fixture(scope="module")
+def landscape() -> Iterator[Landscape]:
     with ExitStack() as stack:
         yield Landscape(stack)
 
 
+@pytest.fixture
+def land(landscape: Landscape) -> Iterator[Landscape]:
+    with landscape.fresh():
+        yield landscape
+
+
 def talk(client: socket.socket, listener: socket.socket, address: str) -> tuple[str, socket.socket]:
     """A connection is made and carries a word each way; who the listener saw, and its side of the connection."""
-    client.connect((address, PORT))
+    client.connect((address, listener.getsockname()[1]))
     served, peer = listener.accept()
     with served:
         served.settimeout(2.0)
@@ -186,11 +218,11 @@ def silent(*sockets: socket.socket) -> bool:
     return select.select(sockets, [], [], WAIT_S)[0] == []
 
 
-def knock(sockets: Sequence[socket.socket], addresses: Sequence[str]) -> None:
+def knock(port: int, sockets: Sequence[socket.socket], addresses: Sequence[str]) -> None:
     """Begin to connect, without waiting for the outcome."""
     for made, address in zip(sockets, addresses, strict=True):
         made.setblocking(False)
-        assert made.connect_ex((address, PORT)) == errno.EINPROGRESS
+        assert made.connect_ex((address, port)) == errno.EINPROGRESS
 
 
 FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["IPv4", "IPv6"])
@@ -226,10 +258,10 @@ def test_the_shoot_reaches_nothing_of_the_seed(land: Landscape, v6: bool) -> Non
     servers = [land.listen(land.seed, wildcard), land.listen(land.workload, wildcard)]
     servers += [land.udp(land.seed, wildcard), land.udp(land.workload, wildcard)]
     clients = [land.tcp(land.node, node), land.tcp(land.node, node), land.tcp(land.pod, pod), land.tcp(land.pod, pod)]
-    knock(clients, [here, behind, here, behind])
+    knock(land.port, clients, [here, behind, here, behind])
     for sender in (land.udp(land.node, node), land.udp(land.pod, pod)):
         for address in (here, behind):
-            sender.sendto(b"?", (address, PORT))
+            sender.sendto(b"?", (address, land.port))
     for host in (land.node, land.pod):
         for address in (here, behind):
             with pytest.raises(subprocess.CalledProcessError):
@@ -248,7 +280,7 @@ def test_the_seed_reaches_the_shoot_and_gets_its_answers(land: Landscape, v6: bo
     assert talk(land.tcp(land.workload, workload), land.listen(land.pod, pod), pod)[0] == workload
     assert talk(land.tcp(land.seed, seed), land.listen(land.node, node), node)[0] == seed
     asker, answerer = land.udp(land.workload, workload), land.udp(land.pod, pod)
-    asker.sendto(b"question", (pod, PORT))
+    asker.sendto(b"question", (pod, land.port))
     answerer.sendto(b"answer", answerer.recvfrom(16)[1])
     assert asker.recv(16) == b"answer"
     land.run(land.workload, f"ping -c1 -W1 {pod}")
@@ -259,13 +291,13 @@ def test_a_source_that_is_not_the_shoots_does_not_pass_not_even_as_an_answer(lan
     land.apply(land.seed, SEED)
     seed, workload = pick(v6, "192.168.128.1", "fd8f::1", "10.50.0.9", "fd50::9")
     (outside,) = pick(v6, "203.0.113.5", "2001:db8::5")
-    land.run(land.node, f"ip address add {outside} dev lo")
+    land.run(land.node, f"ip address replace {outside} dev lo")
     waiting = land.udp(land.seed, seed)
-    land.run(land.seed, f"ip route add {outside} dev eth0")  # the seed knows it elsewhere, and has just asked it
-    waiting.sendto(b"question", (outside, PORT))
+    land.run(land.seed, f"ip route replace {outside} dev eth0")  # the seed knows it elsewhere, and has just asked it
+    waiting.sendto(b"question", (outside, land.port))
     liar = land.udp(land.node, outside)
-    liar.sendto(b"lie", (seed, PORT))
-    liar.sendto(b"lie", (workload, PORT))
+    liar.sendto(b"lie", (seed, land.port))
+    liar.sendto(b"lie", (workload, land.port))
     assert silent(waiting)
     assert land.counter(land.seed, "spoofed") == 2
 
@@ -275,23 +307,22 @@ def test_errors_of_our_own_connections_come_back(land: Landscape, v6: bool) -> N
     land.apply(land.seed, SEED)
     workload, pod = pick(v6, "10.50.0.9", "fd50::9", "10.1.0.9", "fd01::9")
     asker = land.udp(land.workload, workload)
-    asker.connect((pod, PORT))
+    asker.connect((pod, land.port))
     asker.send(b"nobody listens here")
     with pytest.raises(ConnectionRefusedError):
         asker.recv(16)
 
-    # Path MTU discovery (RFC 1191, RFC 8201): the node's link to the pod is narrower than the tunnel.
-    for host in (land.node, land.pod):
-        land.run(host, "ip link set eth0 mtu 1300")
+    # Path MTU discovery (RFC 1191, RFC 8201).
     level, discover, do, mtu = (
         (socket.IPPROTO_IPV6, 23, 2, 24) if v6 else (socket.IPPROTO_IP, 10, 2, 14)
     )  # MTU_DISCOVER, PMTUDISC_DO, MTU
     asker.setsockopt(level, discover, do)
-    asker.send(bytes(1330))
-    deadline = time.monotonic() + 2
-    while asker.getsockopt(level, mtu) != 1300:
-        assert time.monotonic() < deadline, "the ICMP error did not come back"
-        time.sleep(0.01)
+    with land.narrowed(1300):
+        asker.send(bytes(1330))
+        deadline = time.monotonic() + 2
+        while asker.getsockopt(level, mtu) != 1300:
+            assert time.monotonic() < deadline, "the ICMP error did not come back"
+            time.sleep(0.01)
 
 
 def test_wireguards_port_hears_only_its_own_host(land: Landscape) -> None:
@@ -318,9 +349,9 @@ def test_no_packet_slips_through_while_the_table_is_replaced(land: Landscape) ->
         nft.stdin.write(_REPLACE + render(other if turn % 2 else SEED))
         nft.stdin.close()
         while nft.poll() is None:
-            sender.sendto(b"?", ("192.168.128.1", PORT))
+            sender.sendto(b"?", ("192.168.128.1", land.port))
             sent += 1
-            asker.sendto(b"question", ("10.1.0.9", PORT))  # and what may pass goes on passing
+            asker.sendto(b"question", ("10.1.0.9", land.port))  # and what may pass goes on passing
             answerer.sendto(b"answer", answerer.recvfrom(16)[1])
             assert asker.recv(16) == b"answer"
         assert nft.returncode == 0
@@ -346,9 +377,9 @@ def test_the_node_opens_only_what_was_granted(land: Landscape, v6: bool) -> None
     assert land.counter(land.node, "opened") == 2
 
     refused = [land.tcp(land.seed, seed), land.tcp(land.seed, seed)]
-    knock(refused, [pod, eth0])
+    knock(land.port, refused, [pod, eth0])
     stranger = land.tcp(land.workload, workload)
-    knock([stranger], [service])
+    knock(land.port, [stranger], [service])
     assert silent(on_pod, on_node, stranger, *refused)
     assert land.counter(land.node, "denied") >= 3
 
@@ -371,7 +402,7 @@ def test_tcp_segments_fit_into_the_tunnel_both_ways(land: Landscape, v6: bool, c
     )
     land.apply(land.seed if clamp_on == "seed" else land.node, SEED if clamp_on == "seed" else wide_open)
     client, listener = land.tcp(land.workload, workload), land.listen(land.pod, pod)
-    client.connect((pod, PORT))
+    client.connect((pod, land.port))
     served, _ = listener.accept()
     with served:
         largest = 1400 - (60 if v6 else 40) - 12  # less the timestamps' 12 bytes
