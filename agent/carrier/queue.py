@@ -1,7 +1,7 @@
 """What waits to go into the stream: a short queue that drops on purpose, because TCP inside TCP must see losses early.
 
-Handshakes and keepalives of WireGuard go first and are never dropped for delay. Data is controlled by CoDel (RFC 8289) and a
-hard cap that follows the rate at which the queue is emptied. Nothing here reads a clock: `now` is in seconds, monotonic.
+Handshakes and keepalives of WireGuard go first and are never dropped for delay. Data is controlled by CoDel (RFC 8289) and
+by caps in number, bytes and time. Nothing here reads a clock: `now` is in seconds, monotonic.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ CODEL_INTERVAL_S = 0.100
 _CODEL_SPARE_BYTES = 1500
 
 CAP_PACKETS = 1000
-CAP_S = 0.100  # of the rate at which the queue is emptied
-CAP_LEAST_BYTES = 64 * 1024
+CAP_BYTES = CAP_PACKETS * 1500
+#: No packet goes out that has waited longer; on a slow link this is the cap. A stall of the stream (a lost segment that is
+#: sent again after a timeout) is shorter, and what waited through it is still wanted.
+CAP_S = 0.5
 
 
 class Drop(StrEnum):
     """Why a packet was dropped."""
 
     CODEL = "codel"  #: it was the oldest of a queue that stays too long
-    CAP = "cap"  #: it was the oldest of a full queue
+    CAP = "cap"  #: it was the oldest of a full queue, or too old
     PRIORITY = "priority"  #: more handshakes wait than can be of use
     NO_STREAM = "no_stream"  #: no stream is up
     OVERSIZE = "oversize"  #: larger than any packet of WireGuard's
@@ -98,40 +100,15 @@ class CoDel:
         return now - self._above_since >= CODEL_INTERVAL_S
 
 
-class Drain:
-    """The rate at which a queue that is never empty gets emptied, as bytes per CAP_S. It rises at once and falls slowly,
-    so that a stall of the stream (a lost segment) does not look like a slow link."""
-
-    __slots__ = ("_bytes", "_since", "cap_bytes")
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._bytes = 0
-        self.cap_bytes = CAP_PACKETS * _CODEL_SPARE_BYTES
-
-    def taken(self, size: int, now: float, *, empty: bool) -> None:
-        if self._since is None:
-            self._since, self._bytes = now, 0
-        self._bytes += size
-        elapsed = now - self._since
-        if elapsed >= CAP_S:
-            measured = int(self._bytes * CAP_S / elapsed)
-            self.cap_bytes = max(measured, self.cap_bytes * 3 // 4, CAP_LEAST_BYTES)
-            self._since, self._bytes = now, 0
-        if empty:
-            self._since = None
-
-
 class SendQueue:
     """Packets on their way to the stream: priority first, then data, oldest first. Truth value: something waits."""
 
-    __slots__ = ("_codel", "_data", "_drain", "_priority", "drops", "waiting_bytes")
+    __slots__ = ("_codel", "_data", "_priority", "drops", "waiting_bytes")
 
     def __init__(self) -> None:
         self._priority: deque[bytes] = deque()
         self._data: deque[tuple[float, bytes]] = deque()
         self._codel = CoDel()
-        self._drain = Drain()
         #: Bytes of data (not of priority packets) that wait.
         self.waiting_bytes = 0
         self.drops: Counter[Drop] = Counter()
@@ -151,7 +128,7 @@ class SendQueue:
             return
         self._data.append((now, packet))
         self.waiting_bytes += len(packet)
-        while len(self._data) > 1 and (len(self._data) > CAP_PACKETS or self.waiting_bytes > self._drain.cap_bytes):
+        while len(self._data) > CAP_PACKETS or self.waiting_bytes > CAP_BYTES:
             self._pop()
             self.drops[Drop.CAP] += 1
 
@@ -171,6 +148,9 @@ class SendQueue:
             if HEAD_BYTES + len(self._data[0][1]) > record_bytes:
                 break
             since, packet = self._pop()
+            if now - since > CAP_S:
+                self.drops[Drop.CAP] += 1
+                continue
             if self._codel.drops(now - since, self.waiting_bytes, now):
                 self.drops[Drop.CODEL] += 1
                 continue
@@ -179,7 +159,6 @@ class SendQueue:
             record_bytes -= HEAD_BYTES + len(packet)
         if not self._data:
             self._codel.emptied()
-        self._drain.taken(size, now, empty=not self._data)
         return taken
 
     def _pop(self) -> tuple[float, bytes]:

@@ -28,6 +28,8 @@ from agent.errors import BadMessage, Unsupported
 
 #: Capsules that one stream may bring per turn of the loop; half of what WireGuard's own queue takes (1,024 packets).
 CAPSULES_PER_TURN = 512
+#: How often the bytes moved are compared with what a stream should carry, where no ping keeps the timer going.
+LIFETIME_CHECK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +291,7 @@ class Relay:
         return self._sender.window.unanswered_since if self._sender.window else None
 
     def _schedule(self, now: float) -> None:
-        due = [self._lifetime.ends_at] if self._lifetime else []
+        due = [min(self._lifetime.ends_at, now + LIFETIME_CHECK_S)] if self._lifetime else []
         due += [self._liveness.next_wakeup(self._unanswered_since())] if self._liveness else []
         if self._timer is not None:
             self._timer.cancel()

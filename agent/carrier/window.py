@@ -82,6 +82,21 @@ class Base:
             self._drained_at = now
 
 
+class Round:
+    """What the acknowledgements of one round trip say. The least of its times counts: a queue that stands delays all of
+    them, a busy processor or a bundle of acknowledgements only some."""
+
+    __slots__ = ("acked", "rtt_s", "until", "used")
+
+    def __init__(self, until: int) -> None:
+        #: The round is over when so many bytes are acknowledged.
+        self.until = until
+        self.acked = 0
+        self.rtt_s = float("inf")
+        #: The window was full enough at some time.
+        self.used = False
+
+
 class Window:
     """Delay-based window of one stream (after LEDBAT, RFC 6817, with slow start and the periodic measurement above)."""
 
@@ -91,8 +106,8 @@ class Window:
         "_flights",
         "_lost",
         "_marked",
+        "_round",
         "_slow_start",
-        "_uncontrolled",
         "queue_delay_s",
         "sent",
         "size",
@@ -107,8 +122,8 @@ class Window:
         self._marked = 0
         #: What was sent and when, as (value of `sent` behind it, time), oldest first.
         self._flights: deque[tuple[int, float]] = deque()
-        self._uncontrolled = 0
         self._base = Base()
+        self._round = Round(1)
         self._slow_start = True
         self.size = FIRST_BYTES
         #: How much longer than on an empty path the last round trip took; None before the first one.
@@ -147,23 +162,24 @@ class Window:
             raise BadMessage(f"{received_bytes} bytes acknowledged, {self.sent - self._lost} were sent")
         if acked <= self._acked:
             return None
-        used = self.on_way >= USED * self.size
-        self._uncontrolled += acked - self._acked
-        self._acked = acked
+        self._round.used |= self.on_way >= USED * self.size
+        self._round.acked += acked - self._acked
+        grown, self._acked = acked - self._acked, acked
         sent_at = self._landed()
         if sent_at is None:
             return None
         rtt_s = max(now - sent_at, 1e-6)
-        base_before_s = self._base.rtt_s
+        before_s = self._base.rtt_s
         self._base.sample(rtt_s, now)
-        if self._base.rtt_s > LONGER * base_before_s:
+        if self._base.rtt_s > LONGER * before_s:
             self._slow_start = True
-        self.queue_delay_s = rtt_s - self._base.rtt_s
-        if self._base.limit_bytes is None:
-            self._control(self.queue_delay_s, used)
-        self._uncontrolled = 0
-        starved = self.size == LEAST_BYTES
-        self._base.watch(self.on_way, rtt_s, STARVED_LIFETIME_S if starved else BASE_LIFETIME_S, now)
+        self._round.rtt_s = min(self._round.rtt_s, rtt_s)
+        if self._slow_start and self._round.used and rtt_s - self._base.rtt_s <= QUEUE_TARGET_S:
+            self._resize(self.size + grown)
+        if self._acked >= self._round.until:
+            self._end_round()
+        lifetime_s = STARVED_LIFETIME_S if self.size == LEAST_BYTES else BASE_LIFETIME_S
+        self._base.watch(self.on_way, rtt_s, lifetime_s, now)
         return rtt_s
 
     def mark(self) -> None:
@@ -184,16 +200,20 @@ class Window:
             sent_at = self._flights.popleft()[1]
         return sent_at
 
-    def _control(self, queue_delay_s: float, used: bool) -> None:
-        acked = self._uncontrolled
-        size = float(self.size)
-        if self._slow_start and queue_delay_s > QUEUE_TARGET_S:
-            self._slow_start = False
-            size *= SLOW_START_EXIT
-        elif self._slow_start:
-            size += acked if used else 0
-        else:
-            off_target = max(-1.0, min(1.0, (QUEUE_TARGET_S - queue_delay_s) / QUEUE_TARGET_S))
+    def _end_round(self) -> None:
+        done, self._round = self._round, Round(self.sent)
+        queue_delay_s = self.queue_delay_s = max(0.0, done.rtt_s - self._base.rtt_s)
+        if self._base.limit_bytes is not None:
+            return  # the base is being measured, and the window is closed for that
+        if self._slow_start:
+            if queue_delay_s > QUEUE_TARGET_S:
+                self._slow_start = False
+                self._resize(self.size * SLOW_START_EXIT)
+            return
+        off_target = max(-1.0, min(1.0, (QUEUE_TARGET_S - queue_delay_s) / QUEUE_TARGET_S))
+        if done.used or off_target < 0:
             gain = min(MOST_GAIN, GAIN * QUEUE_TARGET_S / self._base.rtt_s)
-            size += gain * acked * off_target if used or off_target < 0 else 0
+            self._resize(self.size + gain * done.acked * off_target)
+
+    def _resize(self, size: float) -> None:
         self.size = int(max(LEAST_BYTES, min(MOST_BYTES, size)))

@@ -37,13 +37,14 @@ class Path:
     received: int = 0
     acked: int = 0
     credit: float = 0.0
-    lose_every: int = 0
+    stall_s: float = 0.0
+    stall_every_s: float = 1.0
     queued_s: list[float] = field(default_factory=list)
 
     def run(self, seconds: float, offered_mbit_s: float | None = None) -> float:
         """Returns the throughput in Mbit/s over the last half; `queued_s` gets the waiting times of that half."""
         self.queued_s.clear()
-        begin, counted, budget, chunks = self.now, 0, 0.0, 0
+        begin, counted, budget = self.now, 0, 0.0
         while self.now < begin + seconds:
             self.now += TICK_S
             budget += (offered_mbit_s or 1e9) * 1e6 / 8 * TICK_S
@@ -56,17 +57,16 @@ class Path:
             while self.queue and self.credit >= CHUNK:
                 since, size = self.queue.popleft()
                 self.credit -= size
-                chunks += 1
-                if not self.lose_every or chunks % self.lose_every:
-                    self.wire.append((self.now + self.rtt_s / 2, size))
+                self.wire.append((self.now + self.rtt_s / 2, size))
                 if self.now > begin + seconds / 2:
                     self.queued_s.append(self.now - since)
-            while self.wire and self.wire[0][0] <= self.now:
+            stalled = self.now % self.stall_every_s < self.stall_s
+            while self.wire and self.wire[0][0] <= self.now and not stalled:
                 at, size = self.wire.popleft()
                 self.received += size
                 counted += size if self.now > begin + seconds / 2 else 0
                 if self.received - self.acked >= ACK_EVERY_BYTES:
-                    self._ack(at)
+                    self._ack(max(at, self.now))
             if self.received > self.acked and int(self.now / TICK_S) % int(ACK_DELAY_S / TICK_S) == 0:
                 self._ack(self.now)
             while self.acks and self.acks[0][0] <= self.now:
@@ -88,6 +88,13 @@ def test_full_throughput_with_a_short_queue(mbit_s: float, rtt_s: float) -> None
     path = Path(mbit_s, rtt_s)
     assert path.run(20) > 0.93 * mbit_s
     assert path.queue_s < QUEUE_TARGET_S + 0.01
+
+
+@pytest.mark.parametrize(("stall_s", "every_s", "share"), [(0.02, 0.06, 0.97), (0.05, 0.2, 0.7), (0.1, 0.5, 0.8)])
+def test_a_receiver_that_is_often_not_scheduled_does_not_look_like_a_queue(
+    stall_s: float, every_s: float, share: float
+) -> None:
+    assert Path(50, 0.04, stall_s=stall_s, stall_every_s=every_s).run(20) > share * 50
 
 
 def test_a_standing_queue_never_becomes_part_of_the_path() -> None:
