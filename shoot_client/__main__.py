@@ -15,6 +15,7 @@ from agent.cli.flags import load
 from agent.daemon import base, carrier, configure_logging, health, software
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
+from agent.exits import Exit
 from agent.guard import guard_routes
 from agent.identity import Identity, Role
 from agent.messages import Offer
@@ -136,10 +137,18 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 async def _plan(settings: Settings) -> int:
+    """Everything but the device itself comes with the server's grant, so there is little to plan without one."""
     read_offer(settings)
     async with base(settings, Role.SHOOT_CLIENT) as on:
+        if on.plane.adopted is not None:
+            sys.stdout.write(
+                f"{settings.ifname} is ours and is kept as it is until the server has spoken; nothing to change\n"
+            )
+            return Exit.OK
         device = on.plane.device(listen_port=settings.wireguard_port, mtu_bytes=settings.mtu_bytes)
-        return await dry_run(on.plane, desired.tunnel(device, node(settings), None, None))
+        code = await dry_run(on.plane, desired.tunnel(device, node(settings), None, None))
+        sys.stdout.write("then addresses, routes, peer and firewall as the server grants them\n")
+        return code
 
 
 if __name__ == "__main__":
