@@ -146,7 +146,7 @@ class LinuxNetStack:
         else:
             self._interest.names.update(ifnames)
             found = [m for name in dict.fromkeys(ifnames) if (m := await self._get_link(name)) is not None]
-        self._interest.indexes = {message["index"] for message in found}
+        self._interest.indexes |= {message["index"] for message in found}
         links = {}
         for message in found:
             addresses = await self._addresses(message["index"])

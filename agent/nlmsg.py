@@ -203,4 +203,4 @@ class NetlinkSocket:
 
     def _pack(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
-        return _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body
+        return _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body + bytes(-len(body) & 3)

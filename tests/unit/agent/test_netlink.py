@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
-from ipaddress import ip_address, ip_network
+from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,8 +18,18 @@ from agent import nlmsg, rtnetlink, sysctl
 from agent.changes import Interest, concerns
 from agent.errors import ConfigError, HostError, Retry, Unsupported
 from agent.model import ROUTE_PROTOCOL, ROUTE_TABLE, Route
-from agent.netlink import _translated
-from agent.nlmsg import NETFILTER, ROUTE, Message, attribute, attributes, messages, refusal
+from agent.netlink import LinuxNetStack, _translated
+from agent.nlmsg import (
+    NETFILTER,
+    ROUTE,
+    InterruptedDump,
+    Message,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    messages,
+    refusal,
+)
 
 NAMES = {3: "wg0", 4: "wg1"}
 ROUTES = [
@@ -109,6 +120,112 @@ def test_a_refusal_has_the_kernels_words_or_the_systems() -> None:
     assert capped is not None and capped.strerror == "Invalid prefsrc address"
     assert refusal(Message(nlmsg.ERROR, 0, 1, 0, struct.pack("=i", 0) + packed(24, b""))) is None
     assert uncapped is not None and uncapped.errno == errno.EINVAL
+
+
+class Kernel:
+    """Plays the kernel's end of a netlink socket: `answers` are what each `send` is answered with, given its messages."""
+
+    def __init__(self, *answers: Callable[[list[Message]], list[bytes]]) -> None:
+        self._answers = list(answers)
+        self._datagrams: list[bytes] = []
+        self.sent = 0
+
+    def send(self, datagram: bytes) -> None:
+        self.sent += 1
+        self._datagrams += self._answers.pop(0)(list(messages(datagram)))
+
+    def recv(self, size: int) -> bytes:
+        return self._datagrams.pop(0)
+
+
+def connected(kernel: Kernel) -> NetlinkSocket:
+    sock = NetlinkSocket.__new__(NetlinkSocket)
+    sock._sock, sock._sequence = kernel, 0  # type: ignore[assignment]
+    return sock
+
+
+def reply(to: Message, kind: int, body: bytes = b"", flags: int = 0, sequence: int | None = None) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, sequence or to.sequence, 0) + body + bytes(-len(body) & 3)
+
+
+def ack(to: Message, code: int = 0) -> bytes:
+    return reply(to, nlmsg.ERROR, struct.pack("=i", -code) + bytes(16), nlmsg.F_CAPPED)
+
+
+def listing(*flags: int, last: int = 0) -> Callable[[list[Message]], list[bytes]]:
+    def answer(sent: list[Message]) -> list[bytes]:
+        parts = [reply(sent[0], 24, bytes([number]), flag) for number, flag in enumerate(flags)]
+        return [*parts, reply(sent[0], nlmsg.DONE, bytes(4), last)]
+
+    return answer
+
+
+def test_a_listing_is_whole() -> None:
+    assert connected(Kernel(listing(2, 2, 2))).dump(26, b"") == [b"\0", b"\1", b"\2"]
+
+
+@pytest.mark.parametrize("torn", [listing(2, 2 | nlmsg.F_DUMP_INTR), listing(2, 2, last=nlmsg.F_DUMP_INTR)])
+def test_a_torn_listing_is_taken_again(torn: Callable[[list[Message]], list[bytes]]) -> None:
+    kernel = Kernel(torn, torn, listing(2, 2))
+    assert connected(kernel).dump(26, b"") == [b"\0", b"\1"]
+    assert kernel.sent == 3
+
+
+def test_a_table_that_never_rests_is_an_error() -> None:
+    with pytest.raises(InterruptedDump) as caught:
+        connected(Kernel(*[listing(nlmsg.F_DUMP_INTR)] * 100)).dump(26, b"")
+    assert caught.value.errno == errno.EAGAIN
+
+
+@pytest.mark.parametrize("kind", [nlmsg.ERROR, nlmsg.DONE])
+def test_a_refused_listing_is_an_error(kind: int) -> None:
+    kernel = Kernel(lambda sent: [reply(sent[0], kind, struct.pack("=i", -errno.ENOENT) + bytes(16))])
+    with pytest.raises(FileNotFoundError):
+        connected(kernel).dump(26, b"")
+
+
+def test_answers_to_an_earlier_call_are_passed_over() -> None:
+    late = Kernel(lambda sent: [reply(sent[0], 24, b"old", sequence=99), *listing(2)(sent)])
+    assert connected(late).dump(26, b"") == [b"\0"]
+    late = Kernel(lambda sent: [reply(sent[0], nlmsg.ERROR, bytes(20), sequence=99), ack(sent[0])])
+    assert connected(late).exchange([nlmsg.Request(24, 0, b"")]) == {}
+
+
+def test_each_refusal_of_a_batch_lands_on_its_request() -> None:
+    def answer(sent: list[Message]) -> list[bytes]:
+        return [ack(sent[0]) + ack(sent[1], errno.ESRCH), ack(sent[2]), ack(sent[3], errno.EINVAL)]
+
+    refused = connected(Kernel(answer)).exchange([nlmsg.Request(24, 0, bytes([n])) for n in range(4)])
+    assert {position: error.errno for position, error in refused.items()} == {1: errno.ESRCH, 3: errno.EINVAL}
+    assert connected(Kernel()).exchange([]) == {}
+
+
+class Restless:
+    """Plays pyroute2: the first `torn` dumps are interrupted."""
+
+    def __init__(self, torn: int) -> None:
+        self.torn = torn
+        self.dumps = 0
+
+    async def addr(self, command: str, **match: int) -> AsyncIterator[dict[str, Any]]:
+        self.dumps += 1
+        flags = nlmsg.F_DUMP_INTR if self.dumps <= self.torn else 0
+
+        async def found() -> AsyncIterator[dict[str, Any]]:
+            yield {"header": {"flags": 2}, "prefixlen": 32, "local": "192.168.128.2"}
+            yield {"header": {"flags": 2 | flags}, "prefixlen": 128, "address": "fd8f::2"}
+
+        return found()
+
+
+async def test_a_torn_listing_of_pyroute2_is_taken_again() -> None:
+    net = LinuxNetStack()
+    net._ipr = Restless(torn=2)
+    assert await net._addresses(3) == {ip_interface("192.168.128.2/32"), ip_interface("fd8f::2/128")}
+    assert net._ipr.dumps == 3
+    net._ipr = Restless(torn=1000)
+    with pytest.raises(OSError, match="what keeps writing to it"):
+        await net._addresses(3)
 
 
 INTEREST = Interest(names={"wg0", "wg9"}, indexes={3}, ports={4711})
