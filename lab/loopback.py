@@ -28,7 +28,7 @@ from agent.carrier.streams import Streams
 from agent.carrier.uplink import Uplink
 from agent.identity import Identity, Role
 from agent.pki import issue, make_ca
-from agent.run import cancel_all, spawn
+from agent.run import spawn
 from lab.processes import LabError
 
 E = TypeVar("E", bound=Event)
@@ -275,7 +275,7 @@ async def client(
             yield made
         finally:
             made.uplink.close()
-            await settle()
+            await _settle()
 
 
 @asynccontextmanager
@@ -286,14 +286,13 @@ async def server(tls: TlsFiles, echo: Echo, *addresses: tuple[str, int], **chang
         yield made
     finally:
         made.downlink.close()
-        await settle()
+        await _settle()
 
 
-async def settle() -> None:
+async def _settle() -> None:
     """Let callbacks and cancelled tasks finish, and sockets that linger close."""
-    await cancel_all()
     for _ in range(5):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
 
 
 class Daemon:
