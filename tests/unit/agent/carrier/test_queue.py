@@ -113,7 +113,7 @@ def test_the_queue_of_a_stuck_stream_is_bounded_in_bytes() -> None:
 def test_nothing_waits_longer_than_half_a_second() -> None:
     """A link of 2 Mbit/s, flooded: 2.9 kB leave every 12 ms, 7 kB come."""
     queue, waits, now = SendQueue(), [], 0.0
-    for n in range(400):
+    for _ in range(400):
         for _ in range(5):
             queue.push(data(int(now * 1000)), now)
         waits += [now - number(packet) / 1000 for packet in queue.take(RECORD_BYTES, 1453, now)]

@@ -10,6 +10,7 @@ import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -323,6 +324,25 @@ async def test_a_worn_stream_is_reported_once(start, monkeypatch) -> None:
     running = start()
     await asyncio.sleep(0.2)
     assert running.worn == 1 and not running.ends
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_streams_leave_no_descriptor_behind(streams, wireguard) -> None:
+    before = descriptors()
+    for n in range(20):
+        running = Running(streams, wireguard)
+        wireguard.send(running.port.local_port, b"x")
+        await running.peer.until(lambda running=running: running.peer.payloads)
+        if n % 2:
+            running.relay.close("test")
+        running.peer.stream.close()
+        await running.end()
+        running.port.close()
+    await asyncio.sleep(0.05)
+    assert descriptors() == before
 
 
 # One port, several streams.
