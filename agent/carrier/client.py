@@ -331,7 +331,9 @@ def _log_arguments() -> list[str]:
 
 
 def _reap(pid: int) -> int | None:
-    """Take the exit status of an ended child of ours; None while it runs, or when it is no child of ours."""
+    """Take the exit status of an ended carrier that we started; None while it runs, or when somebody else started it."""
+    if pid not in _children:
+        return None
     try:
         ended, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:

@@ -40,6 +40,9 @@ class Commanded(Protocol):
     def execute(self, command: Command) -> tuple[Stats | Turned, ...]:
         """Any other command, and its answers."""
 
+    def on_nobody_left(self) -> None:
+        """The last session has ended."""
+
 
 class Audience:
     """Who is told. Events about a stream are told only after its Up: a newly attached daemon gets those one by one."""
@@ -166,6 +169,8 @@ class ControlSocket:
         finally:
             self._sessions -= 1
             self._audience.detach(writer)
+            if not self._sessions:
+                self._carrier.on_nobody_left()
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()

@@ -87,6 +87,11 @@ class Carrier:
                 self._stop.set()
         return ()
 
+    def on_nobody_left(self) -> None:
+        """Go on, unless there is nothing to go on with."""
+        if self._role is None:
+            self._stop.set()
+
     def _stats(self) -> Stats:
         total = self.streams.stats()
         if self._role is not None:
