@@ -252,31 +252,32 @@ def table(name: str, family: int = 1) -> bytes:
     return bytes([family, 0, 0, 0]) + attribute(1, name.encode() + b"\0")
 
 
-@pytest.mark.parametrize(
-    ("protocol", "kind", "body", "ours"),
-    [
-        (ROUTE, 16, link(3, "renamed"), True),
-        (ROUTE, 17, link(8, "wg0"), True),
-        (ROUTE, 16, link(8, "wg9"), True),
-        (ROUTE, 16, link(8, "other", "rhizome 7"), True),
-        (ROUTE, 16, link(8, "eth0", "uplink"), False),
-        (ROUTE, 20, struct.pack("=BBBBI", 2, 32, 0, 0, 3), True),
-        (ROUTE, 21, struct.pack("=BBBBI", 2, 32, 0, 0, 8), False),
-        (ROUTE, 25, route(ROUTE_TABLE), True),
-        (ROUTE, 25, route(254), False),
-        (ROUTE, 33, rule(ROUTE_TABLE), True),
-        (ROUTE, 33, rule(254), False),
-        (ROUTE, 80, netconf(-1), True),
-        (ROUTE, 80, netconf(3), True),
-        (ROUTE, 80, netconf(8), False),
-        (ROUTE, 68, b"", False),
-        (NETFILTER, 0x0A00 | 8, table("rhizome"), True),
-        (NETFILTER, 0x0A00 | 8, table("rhizome2"), False),
-        (NETFILTER, 0x0A00 | 8, table("rhizome", family=2), False),
-        (NETFILTER, 0x0A00 | 15, bytes([0, 0, 0, 0]) + attribute(1, bytes(4)), False),
-    ],
-)
-def test_only_what_is_ours_concerns_us_and_only_from_others(protocol: int, kind: int, body: bytes, ours: bool) -> None:
+NOTIFICATIONS: dict[str, tuple[int, int, bytes, bool]] = {
+    "our link renamed": (ROUTE, 16, link(3, "renamed"), True),
+    "a link of a name we asked for deleted": (ROUTE, 17, link(8, "wg0"), True),
+    "a link of a name we asked for made": (ROUTE, 16, link(8, "wg9"), True),
+    "a link with our alias": (ROUTE, 16, link(8, "other", "rhizome 7"), True),
+    "somebody's link": (ROUTE, 16, link(8, "eth0", "uplink"), False),
+    "an address of our link": (ROUTE, 20, struct.pack("=BBBBI", 2, 32, 0, 0, 3), True),
+    "an address of somebody's link": (ROUTE, 21, struct.pack("=BBBBI", 2, 32, 0, 0, 8), False),
+    "a route of our table": (ROUTE, 25, route(ROUTE_TABLE), True),
+    "a route of the main table": (ROUTE, 25, route(254), False),
+    "a rule for our table": (ROUTE, 33, rule(ROUTE_TABLE), True),
+    "a rule for the main table": (ROUTE, 33, rule(254), False),
+    "a sysctl of all links": (ROUTE, 80, netconf(-1), True),
+    "a sysctl of our link": (ROUTE, 80, netconf(3), True),
+    "a sysctl of somebody's link": (ROUTE, 80, netconf(8), False),
+    "a kind we did not ask for": (ROUTE, 68, b"", False),
+    "our nft table": (NETFILTER, 0x0A00 | 8, table("rhizome"), True),
+    "an nft table with a longer name": (NETFILTER, 0x0A00 | 8, table("rhizome2"), False),
+    "an nft table of another family": (NETFILTER, 0x0A00 | 8, table("rhizome", family=2), False),
+    "a new generation": (NETFILTER, 0x0A00 | 15, bytes([0, 0, 0, 0]) + attribute(1, bytes(4)), False),
+}
+
+
+@pytest.mark.parametrize("name", NOTIFICATIONS)
+def test_only_what_is_ours_concerns_us_and_only_from_others(name: str) -> None:
+    protocol, kind, body, ours = NOTIFICATIONS[name]
     assert concerns(protocol, Message(kind, 0, 0, 99, body), INTEREST) is ours
     assert not concerns(protocol, Message(kind, 0, 0, 4711, body), INTEREST)
 
