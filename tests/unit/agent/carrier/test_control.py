@@ -187,7 +187,7 @@ async def test_a_rejection_is_told(tmp_path: Path) -> None:
     serving.cancel()
     await cancel_all()
     control.close()
-    assert not path.with_name("x.carrier.lock").exists()  # noqa: ASYNC240
+    assert not path.with_name("x.carrier.lock").exists()
 
 
 async def test_the_lock_outlives_a_removed_file(tmp_path: Path) -> None:
