@@ -228,7 +228,7 @@ async def _send_unless_refused(stream: ssl.SSLSocket, request: bytes) -> None:
     """Send, and when that fails go on to read: a server that closed because of our certificate has said so before."""
     try:
         await tls.send(stream, request)
-    except ConnectionError:
+    except OSError:  # BrokenPipeError, or SSLEOFError from OpenSSL
         await tls.receive(stream)
         raise
 

@@ -23,6 +23,7 @@ from agent.carrier.port import UdpPort
 from agent.carrier.stats import RelayStats
 from agent.carrier.streams import Streams
 from agent.errors import HostError
+from agent.logs import Limited
 from agent.run import spawn
 
 log = logging.getLogger("rhizome.carrier.uplink")
@@ -35,6 +36,7 @@ REFUSED_FIRST_S, REFUSED_CAP_S = 0.5, 30.0
 #: A stream that lived for so long was no failure; the next one is dialled at once.
 SETTLED_S = 10.0
 CERTIFICATE_POLL_S = 5.0
+SAME_WORDS_S = 60.0
 
 
 class Uplink:
@@ -46,6 +48,7 @@ class Uplink:
         self._publish = publish
         self._port = _open_port(config.wireguard_port, config.relay_port)
         self._current: int | None = None
+        self._limited = Limited(log, every_s=SAME_WORDS_S)
         self._pace = _Pace()
         self._dialling: asyncio.Task[Never] | None = None
         self._begin()
@@ -130,7 +133,8 @@ class Uplink:
     def _failed(self, exc: DialError) -> None:
         delay = self._pace.failed(final=exc.final)
         fields = {"event": "dial.failed", "stage": exc.stage.value}
-        log.warning("%s: %s; again in %.1f s", exc.stage.value, exc, delay, extra=fields)
+        # An outage is many attempts with the same words.
+        self._limited.log(logging.WARNING, str(exc), "%s: %s; trying again", exc.stage.value, exc, extra=fields)
         self._publish(DialFailed(exc.stage.value, str(exc), round(delay, 3)))
 
     def _install(self, link: Link) -> None:

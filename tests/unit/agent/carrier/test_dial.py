@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.carrier import dial as module
+from agent.carrier import tls
 from agent.carrier.api import DialConfig, Proxy, TlsFiles, Turned, Up
 from agent.carrier.dial import DialError, Stage, dial, via
 from agent.carrier.tls import Credentials
@@ -490,3 +491,37 @@ async def test_the_servers_words_reach_us_through_the_upgrade(pki: Pki) -> None:
             exc = await failure(config(pki.client(), address))
         assert (exc.stage, exc.final) == (Stage.UPGRADE, final)
         assert words in str(exc)
+
+
+async def test_a_server_that_refuses_us_and_is_gone_at_once(
+    pki: Pki, stranger: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Envoy does that: when we send our request, the alert is there and the connection is not."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    files = pki.server()
+    context.load_cert_chain(files.certificate, files.key)
+    context.load_verify_locations(stranger.server().ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        with connection, pytest.raises(ssl.SSLError):
+            context.wrap_socket(connection, server_side=True)
+        loop.call_soon_threadsafe(gone.set)
+
+    send = tls.send
+
+    async def late(stream: ssl.SSLSocket, data: bytes) -> None:
+        await gone.wait()
+        await send(stream, data)
+
+    monkeypatch.setattr(tls, "send", late)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = loop.run_in_executor(None, serve, listener)
+        exc = await failure(config(pki.client(), listener.getsockname()))
+        await serving
+    assert (exc.stage, exc.final) == (Stage.TLS, True)
+    assert str(exc) == "the other side refused our certificate: it does not know the CA that issued it"
