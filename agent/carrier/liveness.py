@@ -69,12 +69,19 @@ class Liveness:
     def on_rtt(self, rtt_s: float) -> None:
         self.srtt_s = rtt_s if self.srtt_s is None else self.srtt_s + _SRTT_SHARE * (rtt_s - self.srtt_s)
 
-    def on_answer(self, opaque: bytes, now: float) -> bool:
-        """Whether this pong answers the latest ping; then it is an RTT sample too."""
+    def on_answer(self, opaque: bytes, now: float) -> float | None:
+        """The round trip when this pong answers the latest ping, else None."""
         if opaque != self.question or not self._serial:
-            return False
-        self.on_rtt(now - self._asked_at)
-        return True
+            return None
+        rtt_s = now - self._asked_at
+        self.on_rtt(rtt_s)
+        return rtt_s
+
+    def ask(self, now: float) -> None:
+        """A ping with a new `question` is sent now."""
+        self._asked += 1
+        self._asked_at = now
+        self._serial += 1
 
     def next_wakeup(self, unanswered_since: float | None) -> float:
         """When to call `poll` if nothing happens before."""
@@ -90,9 +97,7 @@ class Liveness:
             return Verdict.WAIT
         if self._asked == QUESTIONS:
             return Verdict.DEAD
-        self._asked += 1
-        self._asked_at = now
-        self._serial += 1
+        self.ask(now)
         return Verdict.ASK
 
 

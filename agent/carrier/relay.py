@@ -101,7 +101,12 @@ class Relay:
         """Begin to pump, and become the port's active relay: from now on WireGuard's packets go here."""
         tune_tcp(self._stream)
         self._loop.add_reader(self._stream, self._on_readable)
-        self._schedule(self._loop.time())
+        now = self._loop.time()
+        if self._liveness is not None:
+            # Before any traffic: how long a round trip takes on the empty path.
+            self._liveness.ask(now)
+            self._ping()
+        self._schedule(now)
         self._port.activate(self)
         if self._receiver.more:
             self._take_another_turn()
@@ -233,7 +238,8 @@ class Relay:
             case Ping(opaque):
                 self._outbox.pong(opaque)
             case Pong(opaque):
-                if liveness.on_answer(opaque, now):
+                if (rtt_s := liveness.on_answer(opaque, now)) is not None:
+                    window.on_rtt(rtt_s, now)
                     window.resync()
             case Control(text):
                 self._hooks.control(text)
@@ -307,12 +313,16 @@ class Relay:
         if verdict is Verdict.DEAD:
             self.close("dead", f"{QUESTIONS} pings without an answer")
             return
-        if self._liveness is not None and self._sender.window is not None and verdict is Verdict.ASK:
+        if verdict is Verdict.ASK:
+            self._ping()
+        if not self._closed:
+            self._schedule(now)
+
+    def _ping(self) -> None:
+        if self._liveness is not None and self._sender.window is not None:
             self._sender.window.mark()
             self._outbox.ping(self._liveness.question)
             self._flush()
-        if not self._closed:
-            self._schedule(now)
 
     def _moved_bytes(self) -> int:
         return max(self._sender.payload_bytes, self._receiver.parser.received_bytes)

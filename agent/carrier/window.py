@@ -23,6 +23,7 @@ GAIN = 0.5
 SLOW_START_EXIT = 0.7
 #: The window grows only while so much of it is used: an idle sender learns nothing about the path.
 USED = 0.75
+ROUND_LEAST_S = 0.1  # the time in which a queue that does not stand runs empty once (RFC 8289 section 4.3)
 #: Data sent within this time shares one RTT sample.
 SAMPLE_SPACING_S = 0.001
 
@@ -66,31 +67,33 @@ class Base:
             return
         if self._round_at is None:
             # The first sample of the dry path replaces the old base; those of one more round trip may lower it.
-            self._before_s, self.rtt_s = self.rtt_s, rtt_s
+            self.rtt_s = rtt_s
             self._confirmed_at = self._round_at = now
         elif sent_at >= self._round_at:
             self.limit_bytes = self._drained_at = self._round_at = None
             if self.rtt_s < DRY * self._before_s:
-                self._confirmed_at = now - BASE_LIFETIME_S  # what we took for an empty path was not: once more
+                self._confirmed_at = now - 2 * BASE_LIFETIME_S  # what we took for an empty path was not: once more
 
     def watch(self, on_way_bytes: int, rtt_s: float, lifetime_s: float, now: float) -> None:
         """Begin a measurement when the base has not been seen for `lifetime_s`, and note when the path has run dry."""
         if self.limit_bytes is None and now - self._confirmed_at >= lifetime_s:
             empty_path_bytes = on_way_bytes * self.rtt_s / rtt_s
             self.limit_bytes = max(PROBE_LEAST_BYTES, int(PROBE_SHARE * empty_path_bytes))
+            self._before_s = self.rtt_s
         if self.limit_bytes is not None and self._drained_at is None and on_way_bytes <= self.limit_bytes:
             self._drained_at = now
 
 
 class Round:
-    """What the acknowledgements of one round trip say. The least of its times counts: a queue that stands delays all of
-    them, a busy processor or a bundle of acknowledgements only some."""
+    """What the acknowledgements of one round trip, or of ROUND_LEAST_S, say. The least of their times counts: a queue that
+    stands delays all of them; a lost segment, a busy processor or a bundle of acknowledgements only some."""
 
-    __slots__ = ("acked", "rtt_s", "until", "used")
+    __slots__ = ("acked", "rtt_s", "since", "until", "used")
 
-    def __init__(self, until: int) -> None:
-        #: The round is over when so many bytes are acknowledged.
+    def __init__(self, until: int, since: float) -> None:
+        #: The round is over when so many bytes are acknowledged, and time has passed since this moment.
         self.until = until
+        self.since = since
         self.acked = 0
         self.rtt_s = float("inf")
         #: The window was full enough at some time.
@@ -123,7 +126,7 @@ class Window:
         #: What was sent and when, as (value of `sent` behind it, time), oldest first.
         self._flights: deque[tuple[int, float]] = deque()
         self._base = Base()
-        self._round = Round(1)
+        self._round = Round(1, _NEVER)
         self._slow_start = True
         self.size = FIRST_BYTES
         #: How much longer than on an empty path the last round trip took; None before the first one.
@@ -176,11 +179,15 @@ class Window:
         self._round.rtt_s = min(self._round.rtt_s, rtt_s)
         if self._slow_start and self._round.used and rtt_s - self._base.rtt_s <= QUEUE_TARGET_S:
             self._resize(self.size + grown)
-        if self._acked >= self._round.until:
-            self._end_round()
+        if self._acked >= self._round.until and now - self._round.since >= ROUND_LEAST_S:
+            self._end_round(now)
         lifetime_s = STARVED_LIFETIME_S if self.size == LEAST_BYTES else BASE_LIFETIME_S
         self._base.watch(self.on_way, rtt_s, lifetime_s, now)
         return rtt_s
+
+    def on_rtt(self, rtt_s: float, now: float) -> None:
+        """A ping came back. Mostly the stream was idle, and then this is the round trip on an empty path."""
+        self._base.sample(rtt_s, now)
 
     def mark(self) -> None:
         """A ping is sent now, behind all data so far."""
@@ -200,8 +207,8 @@ class Window:
             sent_at = self._flights.popleft()[1]
         return sent_at
 
-    def _end_round(self) -> None:
-        done, self._round = self._round, Round(self.sent)
+    def _end_round(self, now: float) -> None:
+        done, self._round = self._round, Round(self.sent, now)
         queue_delay_s = self.queue_delay_s = max(0.0, done.rtt_s - self._base.rtt_s)
         if self._base.limit_bytes is not None:
             return  # the base is being measured, and the window is closed for that
@@ -213,7 +220,7 @@ class Window:
         off_target = max(-1.0, min(1.0, (QUEUE_TARGET_S - queue_delay_s) / QUEUE_TARGET_S))
         if done.used or off_target < 0:
             gain = min(MOST_GAIN, GAIN * QUEUE_TARGET_S / self._base.rtt_s)
-            self._resize(self.size + gain * done.acked * off_target)
+            self._resize(self.size + gain * min(done.acked, self.size) * off_target)
 
     def _resize(self, size: float) -> None:
         self.size = int(max(LEAST_BYTES, min(MOST_BYTES, size)))

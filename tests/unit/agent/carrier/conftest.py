@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.carrier.capsule import CapsuleParser, Item, Run, encode_ack
+from agent.carrier.capsule import CapsuleParser, Item, Ping, Run, encode_ack, encode_pong
 from agent.pki import make_ca
 
 
@@ -56,8 +56,10 @@ class Peer:
         self.stream = stream
         self.items: list[Item] = []
         self.raw = b""
-        #: Whether what is read is acknowledged.
+        #: Whether what is read is acknowledged, and the ping that a relay starts with answered.
         self.acks = True
+        #: That ping; it is not among the items.
+        self.greeting: Ping | None = None
         self._parser = CapsuleParser(extensions=True)
         self._buffer = bytearray(512 * 1024)
 
@@ -90,7 +92,12 @@ class Peer:
             for item in self._parser.parse(self._buffer, end + len(data)):
                 if isinstance(item, Run):
                     item = Run(item.segment_bytes, item.total_bytes, [memoryview(bytes(p)) for p in item.payloads])
-                self.items.append(item)
+                if isinstance(item, Ping) and self.greeting is None:
+                    self.greeting = item
+                    if self.acks:
+                        self._offer(encode_pong(item.opaque))
+                else:
+                    self.items.append(item)
             if self.acks and self._parser.received_bytes > received:
                 self._offer(encode_ack(self._parser.received_bytes))
 

@@ -75,14 +75,14 @@ def test_a_process_that_was_stopped_asks_before_it_judges() -> None:
 
 def test_only_the_answer_to_the_latest_question_is_a_round_trip() -> None:
     liveness = Liveness(0.0)
-    assert not liveness.on_answer(bytes(8), 1.0), "nothing was asked"
+    assert liveness.on_answer(bytes(8), 1.0) is None, "nothing was asked"
     liveness.poll(None, 5.0)
     first = liveness.question
     liveness.poll(None, 5.7)
     assert liveness.question != first
-    assert not liveness.on_answer(first, 5.8)
+    assert liveness.on_answer(first, 5.8) is None
     assert liveness.srtt_s is None
-    assert liveness.on_answer(liveness.question, 5.8)
+    assert liveness.on_answer(liveness.question, 5.8) == pytest.approx(0.1)
     assert liveness.srtt_s == pytest.approx(0.1)
 
 

@@ -163,16 +163,19 @@ async def test_a_ping_is_answered_behind_the_ack_for_what_came_before_it(start) 
     assert running.peer.items == [Ack(10), Pong(b"01234567")]
 
 
-async def test_a_round_trip_is_measured(start, wireguard) -> None:
+async def test_a_round_trip_is_measured_at_the_start_and_with_traffic(start, wireguard) -> None:
     running = start()
+    await running.peer.until(lambda: running.relay.stats().rtt_s)
+    at_start = running.relay.stats().rtt_s
     running.peer.acks = False
     wireguard.send(running.port.local_port, bytes(100))
     await running.peer.until(lambda: running.peer.payloads)
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.2)
     await running.peer.send(capsule.encode_ack(100))
-    await running.peer.until(lambda: running.relay.stats().rtt_s)
+    await running.peer.until(lambda: running.relay.stats().queue_delay_s is not None)
     stats = running.relay.stats()
-    assert 0.02 <= stats.rtt_s < 1 and stats.queue_delay_s == 0
+    assert at_start < 0.1 < stats.queue_delay_s < 1
+    assert stats.rtt_s == pytest.approx(at_start + stats.queue_delay_s / 8, abs=0.02)
 
 
 async def test_a_peer_without_extensions_gets_datagram_capsules_only(start, wireguard, monkeypatch) -> None:
@@ -281,22 +284,27 @@ async def test_an_owner_may_close_from_inside_a_control_message(start) -> None:
     assert running.ends == [("flood", "too much")]
 
 
-async def test_a_silent_peer_is_dead(start, wireguard, monkeypatch) -> None:
+async def test_a_silent_peer_is_dead(start, monkeypatch) -> None:
     monkeypatch.setattr(relay_module, "PASSIVE_QUIET_S", 0.3)
     monkeypatch.setattr(liveness, "IMPATIENT_S", 0.05)
     running = start()
+    await running.peer.until(lambda: running.relay.stats().rtt_s)
     begin = time.monotonic()
     assert await running.end() == "dead"
     assert 0.4 <= time.monotonic() - begin < 0.8
     running.peer.read()
-    assert [item.opaque[-1] for item in running.peer.of(Ping)] == [1, 2, 3]
+    assert [item.opaque[-1] for item in running.peer.of(Ping)] == [2, 3, 4]
+
+
+async def test_a_peer_that_never_says_anything_is_dead_from_the_start(start, monkeypatch) -> None:
+    monkeypatch.setattr(liveness, "IMPATIENT_S", 0.05)
+    assert await start().end() == "dead"
 
 
 async def test_a_dead_path_under_traffic_is_noticed_before_the_quiet_is_over(start, wireguard, monkeypatch) -> None:
     monkeypatch.setattr(liveness, "IMPATIENT_S", 0.1)
     running = start()
-    running.peer.acks = False
-    await asyncio.sleep(0.05)
+    await running.peer.until(lambda: running.relay.stats().rtt_s)
     begin = time.monotonic()
     wireguard.send(running.port.local_port, bytes(500))
     assert await running.end() == "dead"
@@ -380,9 +388,9 @@ async def test_without_a_stream_only_the_newest_initiation_is_kept(start, wiregu
 async def test_wireguard_may_be_down_for_a_while(start, wireguard) -> None:
     running = start()
     wireguard.sock.close()
-    for _ in range(3):
+    for n in range(3):
         await running.peer.send(datagram(b"lost"))
-        await running.peer.until(lambda: running.relay.stats().rx_packets)
+        await running.peer.until(lambda n=n: running.relay.stats().rx_packets > n)
         await asyncio.sleep(0.01)
     again = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     again.bind(("127.0.0.1", wireguard.port))
