@@ -23,7 +23,6 @@ PORT = 52485
 INTERVAL_S = 1.0
 TICK_S = 0.2  # how often a target is asked that has not been heard of yet
 EAGER = 50  # so many questions long; a client that stays silent is asked once per INTERVAL_S like all others
-FRESH_S = 4.0  # an answer younger than this means ready: three lost in a row are tolerated
 
 _FORMAT = struct.Struct("!4sII")  # magic, number of this question, number of the last question whose answer arrived
 _ASK, _ANSWER = b"rzC?", b"rzC!"
