@@ -15,11 +15,11 @@ import ipaddress
 import logging
 import socket
 import ssl
-from dataclasses import dataclass
 
 from agent.carrier import tls
 from agent.carrier.api import ListenConfig
 from agent.carrier.connect import SocketAddress
+from agent.carrier.crowd import Room, Visitor
 from agent.carrier.dial import Link
 from agent.carrier.hub import Hub
 from agent.carrier.sockets import set_mark, tune_tcp
@@ -42,24 +42,19 @@ log = logging.getLogger("rhizome.carrier.listener")
 
 TLS_TIMEOUT_S = 5.0
 HEAD_TIMEOUT_S = 5.0
-BACKLOG = 1024
+BACKLOG = 4096
 ACCEPTS_PER_TURN = 32
+#: The kernel keeps connections to itself that have sent nothing, for so long (tcp(7), TCP_DEFER_ACCEPT). 0: off.
+DEFER_ACCEPT_S = 5
+#: A connection that has spoken is left alone for so long, however many wait: all clients come at once after a restart, and
+#: who is pushed out in the middle of a handshake only comes again.
+YOUNG_S = 1.0
+CROWDED_REST_S = 0.1
 GUESTS_PER_IDENTITY = 4
 #: Without file descriptors or memory accept fails at once, again and again: then it rests for so long.
 REST_S = 0.5
 #: A refusal is followed by reading what the peer still sends, or the kernel's RST would overtake the words.
 LINGER_S, LINGER_BYTES = 1.0, 64 * 1024
-
-
-@dataclass(slots=True, eq=False)
-class _Visitor:
-    """A connection that is no stream yet. `silent`: not a byte has come from it. `seated`: its socket is the hub's now."""
-
-    sock: socket.socket
-    peer: str
-    silent: bool = True
-    seated: bool = False
-    task: asyncio.Task[None] | None = None
 
 
 class _TurnedAway(Exception):
@@ -75,30 +70,6 @@ class _TurnedAway(Exception):
         return cls(rejection.cause, rejection.words, reject_head(rejection))
 
 
-class _Room:
-    """A bounded crowd. Who comes when it is full displaces the oldest that is silent, or else the oldest."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._visitors: dict[_Visitor, None] = {}
-
-    def enter(self, visitor: _Visitor) -> list[_Visitor]:
-        """Those who have to leave for it."""
-        leaving = []
-        while self._visitors and len(self._visitors) >= self.limit:
-            oldest = next((other for other in self._visitors if other.silent), next(iter(self._visitors)))
-            del self._visitors[oldest]
-            leaving.append(oldest)
-        self._visitors[visitor] = None
-        return leaving
-
-    def leave(self, visitor: _Visitor) -> None:
-        self._visitors.pop(visitor, None)
-
-    def __len__(self) -> int:
-        return len(self._visitors)
-
-
 class Listener:
     """Listens as soon as it is made, with a running loop. Raises HostError for an address, ConfigError for the files."""
 
@@ -109,9 +80,9 @@ class Listener:
         self._credentials = tls.Credentials(config.tls, server_side=True)
         self._credentials.context()
         self._sockets: dict[tuple[str, int], socket.socket] = {}
-        self._strangers = _Room(config.max_unauthenticated)
-        self._guests: dict[str, _Room] = {}
-        self._visits: set[_Visitor] = set()
+        self._strangers = Room(config.max_unauthenticated)
+        self._guests: dict[str, Room] = {}
+        self._visits: set[Visitor] = set()
         self._listen(config)
 
     def reconfigure(self, config: ListenConfig) -> None:
@@ -173,9 +144,21 @@ class Listener:
         if (sock := self._sockets.get(address)) is not None:
             asyncio.get_running_loop().add_reader(sock.fileno(), self._on_acceptable, address)
 
+    def _rest(self, address: tuple[str, int], delay_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._sockets[address].fileno())
+        loop.call_later(delay_s, self._resume, address)
+
     def _on_acceptable(self, address: tuple[str, int]) -> None:
         listening = self._sockets[address]
-        for _ in range(ACCEPTS_PER_TURN):
+        for turn in range(ACCEPTS_PER_TURN):
+            if self._strangers.is_full:
+                if turn:
+                    return  # called again if there is one more; nobody is pushed out for nobody
+                if not self._make_place():
+                    # They wait in the kernel: until somebody leaves, or one is old enough to be pushed out.
+                    self._rest(address, CROWDED_REST_S)
+                    return
             try:
                 sock, peer = listening.accept()
             except BlockingIOError:
@@ -183,66 +166,82 @@ class Listener:
             except (ConnectionAbortedError, InterruptedError):
                 continue
             except OSError as exc:
-                self._rest(address, exc)
+                cause = "files" if exc.errno in (errno.EMFILE, errno.ENFILE) else "resources"
+                self._turned.count(cause, "everybody", f"cannot accept: {exc.strerror}; trying again in {REST_S} s")
+                self._rest(address, REST_S)
                 return
             self._welcome(sock, str(SocketAddress(sock.family, peer)))
 
-    def _rest(self, address: tuple[str, int], exc: OSError) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._sockets[address].fileno())
-        loop.call_later(REST_S, self._resume, address)
-        cause = "files" if exc.errno in (errno.EMFILE, errno.ENFILE) else "resources"
-        self._turned.count(cause, "everybody", f"cannot accept: {exc.strerror}; trying again in {REST_S} s")
+    def _make_place(self) -> bool:
+        leaving = self._strangers.who_has_to_go(before=_now() - YOUNG_S)
+        if leaving is None:
+            return False
+        words = f"more than {self._strangers.limit} connections at once that showed no certificate"
+        self._push_out(self._strangers, leaving, words)
+        return True
+
+    def _push_out(self, room: Room, visitor: Visitor, words: str) -> None:
+        assert visitor.task is not None
+        room.leave(visitor)
+        visitor.task.cancel()
+        if not visitor.turned:
+            self._turned.count("pressure", visitor.peer, words)
+
+    def _admit(self, visitor: Visitor) -> None:
+        """It is a stranger no more; whoever waits for its place may come."""
+        was_full = self._strangers.is_full
+        self._strangers.leave(visitor)
+        if was_full:
+            for address in self._sockets:
+                self._resume(address)
 
     def _welcome(self, sock: socket.socket, peer: str) -> None:
-        visitor = _Visitor(sock, peer)
+        visitor = Visitor(sock, peer, _now())
         try:
             sock.setblocking(False)
             tune_tcp(sock)
             set_mark(sock)
+            with contextlib.suppress(BlockingIOError):
+                visitor.silent = not sock.recv(1, socket.MSG_PEEK)
         except OSError:
             # It is gone already.
             sock.close()
             self._turned.count("closed", peer, "it closed before the TLS handshake")
             return
-        for leaving in self._strangers.enter(visitor):
-            self._push_out(leaving, f"more than {self._strangers.limit} connections at once that showed no certificate")
+        self._strangers.enter(visitor)
         visitor.task = spawn(self._visit(visitor), name=f"visit {peer}")
         visitor.task.add_done_callback(lambda _: self._see_off(visitor))
         self._visits.add(visitor)
 
-    def _see_off(self, visitor: _Visitor) -> None:
+    def _see_off(self, visitor: Visitor) -> None:
         # A callback of the task and not a `finally` in it: a task that is cancelled before its first step never runs.
         self._visits.discard(visitor)
-        self._strangers.leave(visitor)
+        self._admit(visitor)
         if not visitor.seated:
             visitor.sock.close()
 
-    def _push_out(self, visitor: _Visitor, words: str) -> None:
-        assert visitor.task is not None
-        visitor.task.cancel()
-        self._turned.count("pressure", visitor.peer, words)
-
     # One visit
 
-    async def _visit(self, visitor: _Visitor) -> None:
+    async def _visit(self, visitor: Visitor) -> None:
         try:
             await self._receive(visitor)
         except _TurnedAway as exc:
+            visitor.turned = True
             self._turned.count(exc.cause, visitor.peer, str(exc))
             await _say_goodbye(visitor.sock, exc.answer)
         except OSError as exc:
             self._turned.count("closed", visitor.peer, exc.strerror or str(exc) or type(exc).__name__)
 
-    async def _receive(self, visitor: _Visitor) -> None:
+    async def _receive(self, visitor: Visitor) -> None:
         stream = await self._shake_hands(visitor)
         identity = judge_certificate(tls.uri_names(stream), self._config.control_plane)
         if isinstance(identity, Rejection):
             raise _TurnedAway.by(identity)
-        self._strangers.leave(visitor)
-        guests = self._guests.setdefault(str(identity), _Room(GUESTS_PER_IDENTITY))
-        for leaving in guests.enter(visitor):
-            self._push_out(leaving, f"more than {GUESTS_PER_IDENTITY} connections of {identity} at once")
+        self._admit(visitor)
+        guests = self._guests.setdefault(str(identity), Room(GUESTS_PER_IDENTITY))
+        if guests.is_full and (leaving := guests.who_has_to_go(before=_now())) is not None:
+            self._push_out(guests, leaving, f"more than {GUESTS_PER_IDENTITY} connections of {identity} at once")
+        guests.enter(visitor)
         try:
             request = await _read_head(stream)
             verdict = judge_request(request, self._config.wireguard_port)
@@ -258,7 +257,7 @@ class Listener:
             if not guests:
                 self._guests.pop(str(identity), None)
 
-    async def _shake_hands(self, visitor: _Visitor) -> ssl.SSLSocket:
+    async def _shake_hands(self, visitor: Visitor) -> ssl.SSLSocket:
         try:
             async with asyncio.timeout(TLS_TIMEOUT_S):
                 await tls.readable(visitor.sock)
@@ -325,6 +324,7 @@ def _bind(address: tuple[str, int], all_addresses: tuple[tuple[str, int], ...]) 
     sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT_S)
         if v6:
             # [::] serves IPv4 too, unless that has an address of its own on this port.
             only = any(":" not in other and other_port == port for other, other_port in all_addresses)
@@ -336,3 +336,7 @@ def _bind(address: tuple[str, int], all_addresses: tuple[tuple[str, int], ...]) 
         sock.close()
         raise
     return sock
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.util import source_hash
+from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -131,9 +132,9 @@ def _read(hint: Any, raw: Any, where: str) -> Any:
         return tuple(_read(kind, item, where) for kind, item in zip(kinds, raw, strict=True))
     if is_dataclass(hint):
         return _tagged(raw, _by_tag([hint]))
-    if hint is float and type(raw) is int:
+    if hint is float and type(raw) is int and abs(raw) < 2**53:
         return float(raw)
-    if type(raw) is not hint:
+    if type(raw) is not hint or (hint is float and not isfinite(raw)):
         raise ValueError(f"{where}: not {hint.__name__}")
     return raw
 

@@ -37,6 +37,12 @@ def echo() -> Echo:
     return Echo()
 
 
+@pytest.fixture(autouse=True)
+def _silence_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would keep silent connections to itself."""
+    monkeypatch.setattr(accept, "DEFER_ACCEPT_S", 0)
+
+
 @pytest.fixture
 async def server(pki: Pki, echo: Echo) -> AsyncIterator[Server]:
     with echo:
@@ -177,7 +183,12 @@ async def test_strangers_displace_the_silent_and_a_client_gets_in(server: Server
         await turned(server, "not_tls")
 
 
-async def test_when_all_have_spoken_the_oldest_goes(server: Server, pki: Pki) -> None:
+async def test_when_all_have_spoken_the_oldest_goes_unless_it_is_young(
+    server: Server, pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accept, "YOUNG_S", 0.3)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(4):
             raw = await stack.enter_async_context(tcp_client(server))
@@ -187,6 +198,50 @@ async def test_when_all_have_spoken_the_oldest_goes(server: Server, pki: Pki) ->
         await raw.says(REQUEST)
         assert (await raw.hears()).startswith("HTTP/1.1 101 ")
     assert dict((await turned(server, "pressure")).counts)["pressure"] == 1
+    assert loop.time() - started > 0.3
+
+
+async def test_all_clients_at_once_get_in_without_losing_one(
+    pki: Pki, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accept, "DEFER_ACCEPT_S", 5)
+    files = [pki.client(f"node-{number}") for number in range(40)]
+
+    async def come(server: Server, own: TlsFiles) -> None:
+        async with tls_client(server, own) as raw:
+            await raw.says(REQUEST)
+            assert (await raw.hears()).startswith("HTTP/1.1 101 ")
+
+    with echo:
+        async with loopback.server(pki.server(), echo, max_unauthenticated=4) as server, asyncio.timeout(20):
+            await asyncio.gather(*(come(server, own) for own in files))
+            assert server.downlink.turned().counts == ()
+            assert len({up.identity for up in server.record.of(Up)}) == 40
+
+
+async def test_who_was_turned_away_does_not_keep_its_place(server: Server, pki: Pki) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(12):
+            raw = await stack.enter_async_context(tcp_client(server))
+            await raw.says(b"GET / HTTP/1.1\r\n\r\n")
+        await turned(server, "not_tls", 12)
+        raw = await stack.enter_async_context(tls_client(server, pki.client()))
+        await raw.says(REQUEST)
+        assert (await raw.hears()).startswith("HTTP/1.1 101 ")
+    assert dict(server.downlink.turned().counts) == {"not_tls": 12}
+
+
+async def test_the_kernel_keeps_the_silent_to_itself(pki: Pki, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accept, "DEFER_ACCEPT_S", 5)
+    with echo:
+        async with loopback.server(pki.server(), echo, max_unauthenticated=1) as server:
+            silent = [socket.create_connection(server.address) for _ in range(20)]
+            async with tls_client(server, pki.client()) as raw:
+                await raw.says(REQUEST)
+                assert (await raw.hears()).startswith("HTTP/1.1 101 ")
+            assert server.downlink.turned().counts == ()
+            for sock in silent:
+                sock.close()
 
 
 async def test_one_identity_cannot_crowd_out_another(server: Server, pki: Pki) -> None:

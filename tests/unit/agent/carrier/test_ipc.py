@@ -85,6 +85,8 @@ def test_whole_numbers_become_seconds() -> None:
         b'{"send":{"stream":1,"text":null}}',
         b'{"close":{"stream":1,"reason":"","retry_in_s":NaN}}',
         b'{"close":{"stream":1,"reason":"","retry_in_s":true}}',
+        b'{"close":{"stream":1,"reason":"","retry_in_s":1e999}}',
+        b'{"close":{"stream":1,"reason":"","retry_in_s":1' + b"0" * 400 + b"}}",
         b'{"configure":{"config":null}}',
         b'{"configure":{"config":{"stop":{}}}}',
         b'{"close":{"stream":' + b"9" * 5000 + b',"reason":"","retry_in_s":0}}',
