@@ -153,7 +153,7 @@ class Lab:
         topology.finish(self.machines, self._plan)
         self.names = Names(self.net, (addresses.DNS.v4, addresses.DNS.v6))
         self.resolve_server_to()
-        self.front = Front(self.proxy, self.net) if self.proxy != "none" else None
+        self.front = Front(self.proxy, self.net, self.underlay) if self.proxy != "none" else None
         servers = [
             self._serve(machine, name) for name, machine in self.machines.items() if name.startswith(("node", "pod"))
         ]

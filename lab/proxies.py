@@ -31,11 +31,11 @@ def shown(address: Address) -> str:
 
 
 class Running:
-    """A proxy process. It listens when `start` returns, and is gone when the context ends."""
+    """A proxy process. It listens when `start` returns, and is gone when the context ends. `argv` may be run elsewhere."""
 
     def __init__(self, name: str, argv: Sequence[str], directory: Path, listens: Sequence[Address]) -> None:
         self.name = name
-        self._argv = list(argv)
+        self.argv = tuple(argv)
         self._log = directory / f"{name}.log"
         self._listens = tuple(listens)
         self._process: Process | None = None
@@ -58,7 +58,7 @@ class Running:
         return self._process.pid
 
     def start(self) -> None:
-        process = self._process = Process(self.name, self._argv, self._log)
+        process = self._process = Process(self.name, self.argv, self._log)
 
         def listening() -> bool:
             if process.exit_code is not None:

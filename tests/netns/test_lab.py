@@ -90,7 +90,7 @@ def test_the_seed_is_closed_behind_a_proxy_and_its_port_open_without(
     ports = f"{addresses.SERVER_PORT},22,8080"
     answers = quiet_lab.node.run_tool("scan", addresses.SEED.v4, ports, "22")["answers"]
     assert [answer["port"] for answer in answers] == [addresses.SERVER_PORT]
-    assert make_lab("closed").node.run_tool("scan", addresses.SEED.v4, ports, "22")["answers"] == []
+    assert make_lab("haproxy-sni").node.run_tool("scan", addresses.SEED.v4, ports, "22")["answers"] == []
 
 
 def test_a_scan_sees_what_is_there(quiet_lab: Lab) -> None:
