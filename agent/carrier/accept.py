@@ -200,7 +200,6 @@ class Listener:
         try:
             sock.setblocking(False)
             tune_tcp(sock)
-            set_mark(sock)
             with contextlib.suppress(BlockingIOError):
                 visitor.silent = not sock.recv(1, socket.MSG_PEEK)
         except OSError:
@@ -329,6 +328,7 @@ def _bind(address: tuple[str, int], all_addresses: tuple[tuple[str, int], ...]) 
             # [::] serves IPv4 too, unless that has an address of its own on this port.
             only = any(":" not in other and other_port == port for other, other_port in all_addresses)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        set_mark(sock)  # a SYN-ACK carries the listener's, and must not be routed into the tunnel either
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)

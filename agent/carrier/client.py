@@ -279,6 +279,7 @@ async def _find_or_start(path: Path) -> _Line:
             await line.end()
             if line.pid == child:
                 raise HostError("the carrier process that was started has another build: is Rhizome installed twice?")
+            until = _now() + START_TIMEOUT_S
         elif child is None:
             child = _spawn(path)
             spawned += 1

@@ -12,6 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -35,6 +36,7 @@ from agent.carrier.control import Audience, ControlSocket
 from agent.carrier.downlink import Downlink
 from agent.carrier.streams import Streams
 from agent.carrier.uplink import Uplink
+from agent.errors import ConfigError
 from agent.run import spawn
 
 log = logging.getLogger("rhizome.carrier")
@@ -53,6 +55,7 @@ class Carrier:
     def configure(self, command: Configure) -> Ready:
         """Start, change over, or nothing when it is the same. Raises RhizomeError; then what ran before goes on."""
         role, config = self._role, command.config
+        _check(config)
         if isinstance(role, Uplink) and isinstance(config, DialConfig):
             if not role.runs(config):
                 role.reconfigure(config)
@@ -110,6 +113,24 @@ class Carrier:
     def close(self) -> None:
         if self._role is not None:
             self._role.close()
+
+
+def _check(config: DialConfig | ListenConfig) -> None:
+    """Raises ConfigError for what the socket module would stumble over later."""
+    if isinstance(config, DialConfig):
+        ports = [config.port, *(proxy.port for proxy in config.proxies), config.wireguard_port, config.relay_port]
+        hosts = []
+    else:
+        ports = [config.wireguard_port, *(port for _, port in config.addresses)]
+        hosts = [host for host, _ in config.addresses]
+    problems = [f"{port} is no port" for port in ports if not 0 <= port <= 65535]
+    for host in hosts:
+        try:
+            ip_address(host)
+        except ValueError:
+            problems.append(f"{host!r} is no address to listen on")
+    if problems:
+        raise ConfigError(*problems)
 
 
 async def run(path: Path, stop: asyncio.Event) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import resource
 import socket
@@ -19,6 +20,7 @@ from agent.carrier.api import Down, TlsFiles, Turned, Up
 from agent.carrier.capsule import head
 from agent.carrier.upgrade import upgrade_exchange
 from agent.errors import ConfigError, HostError
+from agent.model import FWMARK
 from lab import loopback
 from lab.loopback import SERVER_NAME, Echo, Pki, Server, free_port
 
@@ -568,3 +570,15 @@ async def test_another_wireguard_port_ends_the_streams(server: Server, pki: Pki)
                 await again.says(REQUEST + DATAGRAM)
                 await again.hears()
                 await again.gets(DATAGRAM)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="marking a socket needs CAP_NET_ADMIN")
+async def test_the_listener_and_what_it_accepts_carry_the_tunnels_mark(server: Server, pki: Pki) -> None:
+    (listening,) = server.downlink._listener._sockets.values()
+    assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == FWMARK
+    async with tls_client(server, pki.client()) as raw:
+        await raw.says(REQUEST)
+        await raw.hears()
+        number = (await server.record.until(Up)).stream
+        stream = server.streams._live[number].relay._stream
+        assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == FWMARK

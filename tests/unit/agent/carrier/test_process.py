@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from agent.carrier.api import (
     GetStats,
     ListenConfig,
     Message,
+    Proxy,
     Ready,
     Redial,
     Send,
@@ -215,3 +217,23 @@ async def test_a_second_carrier_does_not_take_the_place_of_the_first(scene: Scen
         await run(scene.client_path, asyncio.Event())
     async with Daemon(scene.client_path, scene.dial) as client:
         await client.record.until(Ready)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"port": 65536}, "65536 is no port"),
+        ({"wireguard_port": -1}, "-1 is no port"),
+        ({"proxies": (Proxy("p", 70_000),)}, "70000 is no port"),
+    ],
+)
+async def test_a_dial_configuration_that_makes_no_sense_is_rejected(
+    scene: Scene, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(HostError, match=words):
+        await CarrierClient.start(scene.client_path, replace(scene.dial, **change))
+
+
+async def test_a_listen_configuration_that_makes_no_sense_is_rejected(scene: Scene) -> None:
+    with pytest.raises(HostError, match="70000 is no port\n'localhost' is no address to listen on"):
+        await CarrierClient.start(scene.server_path, replace(scene.listen, addresses=(("localhost", 70_000),)))
