@@ -99,6 +99,20 @@ async def test_a_server_that_is_back_is_used_within_a_second(pki: Pki, echo: Ech
             assert loop.time() - back < 1.0
 
 
+async def test_the_longest_pauses_after_many_failures() -> None:
+    pace = uplink._Pace()
+    pace._away.uniform = pace._refused.uniform = lambda low, high: high
+    away = [pace.failed(final=False) for _ in range(20)]
+    refused = [pace.failed(final=True) for _ in range(20)]
+    assert away[0] <= 0.05 and away[-1] == max(away) == 0.8
+    assert refused[0] <= 0.5 and refused[-1] == max(refused) == 30.0
+    pace.connected()
+    assert pace.failed(final=True) <= 0.5
+    assert pace.failed(final=False) == 0.8, "only a stream that lasted ends an outage"
+    pace.lost(settled=True)
+    assert pace.failed(final=False) <= 0.05
+
+
 async def test_a_lost_server_is_dialled_again_at_once(pki: Pki, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uplink, "SETTLED_S", 0.0)
     address = ("127.0.0.1", free_port())
