@@ -265,7 +265,9 @@ def server_failure(exc: OSError) -> Failure:
 
 
 def _is_end(exc: OSError) -> bool:
-    closed = isinstance(exc, ssl.SSLEOFError | ConnectionError) or exc.errno == errno.ENOTCONN
+    # SSLZeroReturnError is what an EOF looks like to Python 3.11.2, the one of Debian 12.
+    ends = ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError
+    closed = isinstance(exc, ends) or exc.errno == errno.ENOTCONN
     return closed or _reason(exc).startswith("Closed before TLS handshake")
 
 
