@@ -9,6 +9,7 @@ time count as part of the path (the weak spot of every delay-based control, RFC 
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 
 from agent.errors import BadMessage
 
@@ -21,9 +22,15 @@ QUEUE_TARGET_S = 0.020
 MOST_GAIN = 0.5
 GAIN = 0.5
 SLOW_START_EXIT = 0.7
-#: The window grows only while so much of it is used: an idle sender learns nothing about the path.
-USED = 0.75
+#: The window changes only while so much of it is used: an idle sender learns nothing about the path.
+USED = 0.5
+#: Slow start also ends when so many rounds have not brought so much more throughput.
+PATIENCE, BETTER = 3, 1.25
 ROUND_LEAST_S = 0.1  # the time in which a queue that does not stand runs empty once (RFC 8289 section 4.3)
+#: The window is at most so many times what the best of the last rounds would fill an empty path and the target with. In
+#: bursts, the first packets find the path empty every time, and the last ones stand behind all that the window lets out.
+SPARE, START_SPARE = 1.25, 2.0
+RATES = 10
 #: Data sent within this time shares one RTT sample.
 SAMPLE_SPACING_S = 0.001
 
@@ -39,7 +46,7 @@ PROBE_SHARE = 0.5
 PROBE_LEAST_BYTES = 4 * 1500
 #: A base that has fallen below this share of the one before was measured on a path that was not dry yet.
 DRY = 0.8
-_NEVER = float("-inf")
+_NEVER = -inf
 
 
 class Base:
@@ -95,7 +102,7 @@ class Round:
         self.until = until
         self.since = since
         self.acked = 0
-        self.rtt_s = float("inf")
+        self.rtt_s = inf
         #: The window was full enough at some time.
         self.used = False
 
@@ -109,6 +116,7 @@ class Window:
         "_flights",
         "_lost",
         "_marked",
+        "_rates",
         "_round",
         "_slow_start",
         "queue_delay_s",
@@ -127,6 +135,8 @@ class Window:
         self._flights: deque[tuple[int, float]] = deque()
         self._base = Base()
         self._round = Round(1, _NEVER)
+        #: Bytes per second of the last rounds in which the window was used.
+        self._rates: deque[float] = deque(maxlen=RATES)
         self._slow_start = True
         self.size = FIRST_BYTES
         #: How much longer than on an empty path the last round trip took; None before the first one.
@@ -177,7 +187,7 @@ class Window:
         if self._base.rtt_s > LONGER * before_s:
             self._slow_start = True
         self._round.rtt_s = min(self._round.rtt_s, rtt_s)
-        if self._slow_start and self._round.used and rtt_s - self._base.rtt_s <= QUEUE_TARGET_S:
+        if self._slow_start and self._round.used:
             self._resize(self.size + grown)
         if self._acked >= self._round.until and now - self._round.since >= ROUND_LEAST_S:
             self._end_round(now)
@@ -210,17 +220,25 @@ class Window:
     def _end_round(self, now: float) -> None:
         done, self._round = self._round, Round(self.sent, now)
         queue_delay_s = self.queue_delay_s = max(0.0, done.rtt_s - self._base.rtt_s)
-        if self._base.limit_bytes is not None:
-            return  # the base is being measured, and the window is closed for that
+        if done.since == _NEVER or not done.used or self._base.limit_bytes is not None:
+            return  # nothing is to be learned; or the base is being measured, and the window is closed for that
+        self._rates.append(done.acked / max(now - done.since, ROUND_LEAST_S))
         if self._slow_start:
-            if queue_delay_s > QUEUE_TARGET_S:
+            if queue_delay_s > QUEUE_TARGET_S or self._rate_stands():
                 self._slow_start = False
                 self._resize(self.size * SLOW_START_EXIT)
             return
         off_target = max(-1.0, min(1.0, (QUEUE_TARGET_S - queue_delay_s) / QUEUE_TARGET_S))
-        if done.used or off_target < 0:
-            gain = min(MOST_GAIN, GAIN * QUEUE_TARGET_S / self._base.rtt_s)
-            self._resize(self.size + gain * min(done.acked, self.size) * off_target)
+        gain = min(MOST_GAIN, GAIN * QUEUE_TARGET_S / self._base.rtt_s)
+        self._resize(self.size + gain * min(done.acked, self.size) * off_target)
+
+    def _rate_stands(self) -> bool:
+        """The last rounds were not much better than those before them: the path is full."""
+        rates = tuple(self._rates)
+        before, last = rates[:-PATIENCE], rates[-PATIENCE:]
+        return bool(before) and max(last) < BETTER * max(before)
 
     def _resize(self, size: float) -> None:
-        self.size = int(max(LEAST_BYTES, min(MOST_BYTES, size)))
+        spare = START_SPARE if self._slow_start else SPARE
+        useful = spare * max(self._rates, default=inf) * (self._base.rtt_s + QUEUE_TARGET_S)
+        self.size = int(max(LEAST_BYTES, min(MOST_BYTES, useful, size)))
