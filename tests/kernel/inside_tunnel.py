@@ -72,16 +72,20 @@ def indexes(scene: Scene) -> list[int]:
     return [json.loads(machine.run(["ip", "-j", "link", "show", name]).stdout)[0]["ifindex"] for machine, name in links]
 
 
-def too_late(scene: Scene) -> int:
-    """Packets that the relays dropped on purpose because they had waited too long for a processor."""
+def excused(scene: Scene) -> int:
+    """Packets lost to the slow machine, each counted where it was lost: by the relays, which drop what waited too long for a
+    processor, and by the node's connection tracking, which drops the second packet of a new flow when two arrive at once."""
     paths = [path for daemon in (scene.server, scene.client) for path in daemon.status().paths]
-    return sum(count for path in paths for reason, count in path.drops if reason in ("cap", "codel"))
+    late = sum(count for path in paths for reason, count in path.drops if reason in ("cap", "codel"))
+    names, *rows = scene.lab.node.run(["cat", "/proc/net/stat/nf_conntrack"]).stdout.splitlines()
+    column = names.split().index("insert_failed")
+    return late + sum(int(row.split()[column], 16) for row in rows)
 
 
 @pytest.mark.parametrize("role", ["server", "client"])
 def test_a_killed_daemon_loses_no_packet_and_the_next_one_adopts_the_device(scene: Scene, role: str) -> None:
     daemon: Daemon = getattr(scene, role)
-    before, late = indexes(scene), too_late(scene)
+    before, counted = indexes(scene), excused(scene)
     wait_until(scene.reaches_the_pod, "traffic before the end of the daemon", PATIENCE_S)
     with scene.lab.seed.probe("icmp", addresses.pod(1).v4, rate=100) as killed:
         time.sleep(1)
@@ -94,7 +98,7 @@ def test_a_killed_daemon_loses_no_packet_and_the_next_one_adopts_the_device(scen
     time.sleep(3)  # the daemons ask their carriers for counts once a second
     assert killed.report.sent > 300 and started.report.sent > 10
     lost = killed.report.lost + started.report.lost
-    assert lost <= too_late(scene) - late, f"{killed.report} {started.report}"
+    assert lost <= excused(scene) - counted, f"{killed.report} {started.report}"
     assert indexes(scene) == before
 
 
