@@ -104,22 +104,25 @@ class FakeHost:
         self.touch()
 
     def add_address(self, ifname: str, address: IPInterface) -> None:
-        """Raises HostError(EEXIST, ENODEV; EACCES for IPv6 on a link whose MTU is below 1280)."""
+        """Raises HostError(EEXIST, ENODEV; EINVAL for IPv6 on a link whose MTU is below 1280)."""
         link = self.link(ifname)
         if address.version == 6 and link.mtu_bytes < MTU_MIN_BYTES:
-            raise refuse(errno.EACCES, f"{ifname}: {address}")
+            raise refuse(errno.EINVAL, f"{ifname}: {address}")
         if address in link.addresses:
             raise refuse(errno.EEXIST, f"{ifname}: {address}")
         link.addresses.add(address)
         self.touch()
 
     def delete_address(self, ifname: str, address: IPInterface) -> None:
-        """IPv4 routes with this source go with it; IPv6 routes only lose their source. Raises HostError(EADDRNOTAVAIL, ENODEV)."""
+        """IPv4 routes with this source go with it, and with the link's last IPv4 address all its IPv4 routes; IPv6 routes
+        only lose their source. Raises HostError(EADDRNOTAVAIL, ENODEV)."""
         link = self.link(ifname)
         if address not in link.addresses:
             raise refuse(errno.EADDRNOTAVAIL, f"{ifname}: {address}")
         link.addresses.remove(address)
         self._drop_source(address)
+        if address.version == 4 and not any(other.version == 4 for other in link.addresses):
+            self._drop_routes(lambda route: route.ifname == ifname and route.dst.version == 4)
         self.touch()
 
     def replace_route(self, route: Route) -> None:

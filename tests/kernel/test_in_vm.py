@@ -29,7 +29,7 @@ FILES = (
 #: Parameters of those tests that need no kernel, and were run outside already.
 SELECTION = "not fake and not userspace"
 
-LIMIT_S = 1800  # 4 min on an idle machine, but these are shared
+LIMIT_S = 1800  # far more than an idle machine takes, because these are shared
 
 
 @pytest.mark.timeout(LIMIT_S + 300)  # and the download of the kernel, once
