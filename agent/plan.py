@@ -108,12 +108,21 @@ def _steps(desired: Tunnel, observed: Observed) -> Iterator[Step]:
     for family in sorted(families - observed.rules):
         yield AddRule(family)
     wanted = {device.ifname for device in desired.devices}
-    yield from _route_steps(desired.routes, observed.tunnel.routes)
-    for device in desired.devices:
-        if present := have.get(device.ifname):
-            for address in sorted(present.addresses - device.addresses, key=str):
-                if not address.ip.is_link_local:  # the kernel's own fe80::/64
-                    yield DelAddress(device.ifname, address)
+    stale = [
+        (device, address)
+        for device in desired.devices
+        if (present := have.get(device.ifname))
+        for address in sorted(present.addresses - device.addresses, key=str)
+        if not address.ip.is_link_local  # the kernel's own fe80::/64
+    ]
+    # A link's last IPv4 address takes all IPv4 routes of the link along: then it has to go before they come.
+    last = [(d, a) for d, a in stale if a.version == 4 and not any(other.version == 4 for other in d.addresses)]
+    for device, address in last:
+        yield DelAddress(device.ifname, address)
+    yield from _route_steps(desired.routes, _kept(observed.tunnel.routes, {device.ifname for device, _ in last}))
+    for device, address in stale:
+        if (device, address) not in last:
+            yield DelAddress(device.ifname, address)
     for ifname in sorted(have.keys() - wanted):
         yield DeleteDevice(ifname)
     for family in sorted(observed.rules - families):
@@ -176,6 +185,10 @@ def _route_steps(want: frozenset[Route], have: frozenset[Route]) -> Iterator[Ste
             yield DelRoute(route)
     for route in sorted(want - have, key=_route_order):
         yield AddRoute(route)
+
+
+def _kept(routes: frozenset[Route], without_ipv4: set[str]) -> frozenset[Route]:
+    return frozenset(route for route in routes if route.dst.version == 6 or route.ifname not in without_ipv4)
 
 
 def _route_order(route: Route) -> tuple[int, int, int, int]:
