@@ -19,7 +19,7 @@ MOST_BYTES = 16 * 1024 * 1024
 QUEUE_TARGET_S = 0.020
 #: Share of the window by which a round trip without any queue changes it, at most, and for a round trip that takes as long
 #: as the target. The longer the round trip the later the answer, so the gain falls with it: the loop stays stable.
-MOST_GAIN = 0.5
+MOST_GAIN = 0.25
 GAIN = 0.5
 SLOW_START_EXIT = 0.7
 #: The window changes only while so much of it is used: an idle sender learns nothing about the path.
@@ -189,7 +189,7 @@ class Window:
         self._round.rtt_s = min(self._round.rtt_s, rtt_s)
         if self._slow_start and self._round.used:
             self._resize(self.size + grown)
-        if self._acked >= self._round.until and now - self._round.since >= ROUND_LEAST_S:
+        if self._acked >= self._round.until and (self._slow_start or now - self._round.since >= ROUND_LEAST_S):
             self._end_round(now)
         lifetime_s = STARVED_LIFETIME_S if self.size == LEAST_BYTES else BASE_LIFETIME_S
         self._base.watch(self.on_way, rtt_s, lifetime_s, now)
@@ -222,14 +222,14 @@ class Window:
         queue_delay_s = self.queue_delay_s = max(0.0, done.rtt_s - self._base.rtt_s)
         if done.since == _NEVER or not done.used or self._base.limit_bytes is not None:
             return  # nothing is to be learned; or the base is being measured, and the window is closed for that
-        self._rates.append(done.acked / max(now - done.since, ROUND_LEAST_S))
+        self._rates.append(done.acked / max(now - done.since, SAMPLE_SPACING_S))
         if self._slow_start:
             if queue_delay_s > QUEUE_TARGET_S or self._rate_stands():
                 self._slow_start = False
                 self._resize(self.size * SLOW_START_EXIT)
             return
         off_target = max(-1.0, min(1.0, (QUEUE_TARGET_S - queue_delay_s) / QUEUE_TARGET_S))
-        gain = min(MOST_GAIN, GAIN * QUEUE_TARGET_S / self._base.rtt_s)
+        gain = MOST_GAIN if off_target > 0.5 else min(MOST_GAIN, GAIN * QUEUE_TARGET_S / self._base.rtt_s)
         self._resize(self.size + gain * min(done.acked, self.size) * off_target)
 
     def _rate_stands(self) -> bool:
