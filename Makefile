@@ -25,8 +25,9 @@ check: ## style, types, layers, and the tests that need no root: under a minute
 	.venv/bin/lint-imports --no-logo
 	$(PYTEST) -q tests/unit tests/property tests/golden
 
-test: check ## all tests: also contracts, fuzzing, network namespaces and a real kernel (root, about 20 minutes)
+test: ## all tests: also contracts, fuzzing, network namespaces and a real kernel (root, about 20 minutes)
 	@scripts/setup test
+	@$(MAKE) check
 	$(PYTEST) tests/contract tests/fuzz tests/netns tests/kernel
 
 fuzz: ## every fuzz target for ten minutes (SECONDS=600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 from hypothesis import settings
+
+from agent.wireguard import kernel
 
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
@@ -23,6 +26,21 @@ def _call(function: str, *args: int) -> None:
     if getattr(_libc, function)(*args):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), function)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What needs WireGuard in the kernel is left out, loudly, where the kernel has none: tests/kernel boots one that has."""
+    marked = [item for item in items if item.get_closest_marker("kernel_wireguard")]
+    refusal = asyncio.run(kernel.probe()) if marked else None
+    if refusal is None:
+        return
+    if "RHIZOME_VM" in os.environ:
+        raise pytest.UsageError(f"the virtual machine's kernel has no WireGuard: {refusal}")
+    config.hook.pytest_deselected(items=marked)
+    items[:] = [item for item in items if item not in marked]
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"{len(marked)} tests are left to the virtual machine (tests/kernel): {refusal}")
 
 
 @contextmanager
@@ -52,6 +70,6 @@ def _delete_links() -> None:
 def netns() -> Iterator[None]:
     """A network namespace of the test's own, entered by the test's thread."""
     if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
+        pytest.fail("network namespaces need root", pytrace=False)
     with fresh_namespace():
         yield

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import Unsupported
 from agent.host import CreateDevice, RemoveAllowedIPs, RemovePeer, SetDevice, SetPeer, WireGuard
 from agent.keys import generate_private_key, public_key
 from agent.model import Endpoint, IPNetwork, Peer
@@ -127,14 +126,11 @@ class World:
         await self.wg.delete(self.names[SENDER])
 
 
-@pytest.fixture(params=[Mode.USERSPACE, Mode.KERNEL], ids=lambda mode: mode.value)
+@pytest.fixture(
+    params=[Mode.USERSPACE, pytest.param(Mode.KERNEL, marks=pytest.mark.kernel_wireguard)], ids=lambda mode: mode.value
+)
 async def world(request: pytest.FixtureRequest, netns: None) -> AsyncIterator[World]:
-    try:
-        choice = await choose(request.param)
-    except Unsupported as exc:
-        if request.param is Mode.USERSPACE or "RHIZOME_VM" in os.environ:
-            raise
-        pytest.skip(f"{exc}; tests/kernel runs this in a virtual machine")
+    choice = await choose(request.param)
     with named_namespace(f"rzt{os.getpid()}") as far:
         world = World(choice.backend, far)
         try:
