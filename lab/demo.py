@@ -89,7 +89,7 @@ class Demo:
             self.found.check(
                 "from shoot to seed",
                 len(ends) == 2 and not answers,
-                f"{report['asked']} knocks at {' and '.join(ends)} through the tunnel: {_in_words(answers)}",
+                f"{report['asked']} knocks at the seed's pod and, through the tunnel, at {' and '.join(ends)}, {_in_words(answers)}",
             )
 
     def _knock(self, when: str) -> None:
@@ -101,10 +101,11 @@ class Demo:
         dropped = self.lab.node.counter("refused") + self.lab.nat.counter("refused") - before
         asked = far["asked"] + near["asked"]
         answers = far["answers"] + near["answers"]
+        unseen = f"; but the firewalls dropped only {dropped} packets" if dropped < asked else ""
         self.found.check(
             f"no way into the shoot, {when}",
             not answers and dropped >= asked,
-            f"{asked} knocks from the internet and from the node's neighbour, {_in_words(answers)}",
+            f"{asked} knocks from the internet and from the node's neighbour, {_in_words(answers)}{unseen}",
         )
 
     def _wait_listening(self, server: Daemon) -> None:
