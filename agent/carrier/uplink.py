@@ -18,7 +18,7 @@ from agent.backoff import Backoff
 from agent.carrier import tls
 from agent.carrier.api import DialConfig, DialFailed, Event
 from agent.carrier.connect import SocketAddress
-from agent.carrier.dial import DialError, Link, dial
+from agent.carrier.dial import DialError, Link, Stage, dial
 from agent.carrier.port import UdpPort
 from agent.carrier.stats import RelayStats
 from agent.carrier.streams import Streams
@@ -124,6 +124,10 @@ class Uplink:
                     if exc.address is not None:
                         failed_at[exc.address] = attempt
                     self._failed(exc)
+                except Exception as exc:
+                    # Nobody may be there to start this process again, and its stream may be up.
+                    log.exception("dialling met an error that nobody foresaw", extra={"event": "dial.crashed"})
+                    self._failed(DialError(Stage.TCP, f"a bug in Rhizome: {exc!r}", final=True))
                 else:
                     failed_at.clear()
                     self._install(link)

@@ -140,6 +140,19 @@ async def test_a_refusal_is_asked_about_less_and_less(pki: Pki, server: Server) 
             assert failed.stage == "upgrade" and failed.retry_in_s <= ceiling
 
 
+async def test_an_error_that_nobody_foresaw_costs_one_attempt(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uplink, "dial", broken)
+        client.uplink.redial()
+        failed = await client.record.until(DialFailed)
+        assert failed.detail == "a bug in Rhizome: RuntimeError('unforeseen')"
+    await client.pinger.exchange(client.relay_port)
+    await client.record.until(Up, 2)
+
+
 async def test_close_holds_the_next_dial_back_and_redial_does_not_wait(client: Client) -> None:
     client.uplink.close_stream(client.record.last(Up).stream, "refused", 30.0)
     assert (await client.record.until(Down)).reason == "refused"
