@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Record benchmarks and write docs/benchmarks.md from the record: scripts/benchmarks.py [record NAME...].
+
+`record` runs `python -m benchmarks NAME -o json` and keeps what it printed in docs/benchmarks/NAME.jsonl, with the machine
+in its first line. Without it, only the page is written. No number on the page is typed in by hand.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "docs" / "benchmarks"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+#: The figure, how it has to be, and what was aimed at.
+AIMS: tuple[tuple[str, str, float, str], ...] = (
+    ("relay.udp_to_tls.gbit_per_cpu_s", ">=", 3.0, "relay: 3 Gbit/s per CPU-second, UDP to TLS"),
+    ("relay.tls_to_udp.gbit_per_cpu_s", ">=", 3.0, "relay: 3 Gbit/s per CPU-second, TLS to UDP"),
+    ("relay.vs_envoy.cpu_ratio", "<=", 0.5, "relay: at most half of Envoy's CPU per byte"),
+    ("first_packet.sni.p50_s", "<=", 1.0, "first packet after start, through SNI, p50"),
+    ("first_packet.connect.p50_s", "<=", 1.0, "first packet after start, through CONNECT, p50"),
+    ("outage.proxy_restart_s", "<=", 1.0, "traffic again after the proxy's return"),
+    ("outage.server_restart_s", "<=", 1.0, "traffic again after the server's return"),
+    ("outage.server_daemon_killed_s", "<=", 0.02, "seed server's daemon killed: nothing lost"),
+    ("outage.client_daemon_killed_s", "<=", 0.02, "shoot client's daemon killed: nothing lost"),
+    ("rss.seed_server.idle_mib", "<=", 64.0, "resident memory, seed server's daemon, idle"),
+    ("rss.shoot_client.idle_mib", "<=", 64.0, "resident memory, shoot client's daemon, idle"),
+    ("queue.download.rtt_p50_ms", "<=", 80.0, "RTT of a probe under a download through Envoy, p50"),
+    ("queue.download.mbit_s", ">=", 40.0, "that download on a line of 50 Mbit/s"),
+    ("queue.download.loss_0_5.rtt_p50_ms", "<=", 80.0, "the same at 0.5% loss: RTT"),
+    ("queue.download.loss_0_5.mbit_s", ">=", 40.0, "the same at 0.5% loss: throughput"),
+    ("routes.add_1000_s", "<=", 0.5, "1,000 routes"),
+)
+
+INTRODUCTION = """# Benchmarks
+
+Every number here was measured by the project's own benchmarks and written by `scripts/benchmarks.py`; none is typed in. The machines
+are small and shared: trust ratios before absolute figures. Data plane: `wireguard-go`, unless a row says kernel; two cores carry
+both ends of every tunnel, the proxy and the load generators together.
+"""
+
+
+def record(names: list[str]) -> None:
+    RECORD.mkdir(exist_ok=True)
+    for name in names:
+        print(f"benchmark {name} ...", flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks", name, "-o", "json"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        machine = {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "cores": os.cpu_count(),
+            "kernel": platform.release().split("-")[0],
+            "python": platform.python_version(),
+            "load": round(os.getloadavg()[1], 1),
+        }
+        (RECORD / f"{name}.jsonl").write_text(json.dumps(machine) + "\n" + done.stdout)
+
+
+def page() -> str:
+    blocks, figures = [], {}
+    for path in sorted(RECORD.glob("*.jsonl")):
+        machine, *rows = (json.loads(line) for line in path.read_text().splitlines())
+        figures |= {row["figure"]: row for row in rows}
+        blocks.append(_benchmark(path.stem, machine, rows))
+    aims = ["## Aims", "", "| aim | wanted | measured | |", "|---|---|---|---|"]
+    for figure, sign, wanted, words in AIMS:
+        if row := figures.get(figure):
+            reached = row["value"] <= wanted if sign == "<=" else row["value"] >= wanted
+            aims.append(
+                f"| {words} | {sign} {wanted:g} {row['unit']} | {row['value']:g} {row['unit']} | {'reached' if reached else '**not reached**'} |"
+            )
+    return "\n".join([INTRODUCTION, *aims, "", *blocks])
+
+
+def _benchmark(name: str, machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"## {name}",
+        "",
+        f"`.venv/bin/python -m benchmarks {name}`, {machine['date']}, {machine['cores']} cores, Linux {machine['kernel']}, ",
+    ]
+    lines[-1] += f"Python {machine['python']}, load average {machine['load']}"
+    lines += ["", "| figure | value | unit | baseline | ratio | n | note |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        baseline, ratio = (f"{row[key]:g}" if row[key] is not None else "" for key in ("baseline", "ratio"))
+        lines.append(
+            f"| `{row['figure']}` | {row['value']:g} | {row['unit']} | {baseline} | {ratio} | {row['n']} | {row['note']} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["record"]:
+        record(sys.argv[2:])
+    PAGE.write_text(page())
