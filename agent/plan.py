@@ -117,12 +117,9 @@ def _steps(desired: Tunnel, observed: Observed) -> Iterator[Step]:
     ]
     # A link's last IPv4 address takes all IPv4 routes of the link along: then it has to go before they come.
     last = [(d, a) for d, a in stale if a.version == 4 and not any(other.version == 4 for other in d.addresses)]
-    for device, address in last:
-        yield DelAddress(device.ifname, address)
+    yield from (DelAddress(device.ifname, address) for device, address in last)
     yield from _route_steps(desired.routes, _kept(observed.tunnel.routes, {device.ifname for device, _ in last}))
-    for device, address in stale:
-        if (device, address) not in last:
-            yield DelAddress(device.ifname, address)
+    yield from (DelAddress(device.ifname, address) for device, address in stale if (device, address) not in last)
     for ifname in sorted(have.keys() - wanted):
         yield DeleteDevice(ifname)
     for family in sorted(observed.rules - families):
