@@ -7,7 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from agent.carrier.process import detach_from_starter, run
+from agent.carrier.process import run
+from agent.companion.detach import detach_from_starter
 from agent.run import run_daemon
 
 
@@ -17,7 +18,7 @@ def main() -> int:
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--log-format", default="json", choices=("json", "text"))
     arguments = parser.parse_args()
-    detach_from_starter(arguments.log_level, arguments.log_format)
+    detach_from_starter("carrier", arguments.log_level, arguments.log_format)
     return run_daemon(partial(run, arguments.socket.absolute()))
 
 

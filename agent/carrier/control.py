@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
-import socket
 from pathlib import Path
-from typing import Never, Protocol
+from typing import Protocol
 
 from agent.carrier import ipc
 from agent.carrier.api import Command, Configure, Down, Event, Message, Ready, Rejected, Stats, Turned, Up
 from agent.carrier.streams import Streams
-from agent.errors import BadMessage, HostError, RhizomeError
+from agent.companion import control as companion
+from agent.companion.lines import Displaced, Hello, encode
+from agent.errors import BadMessage, RhizomeError
 from agent.run import spawn
 
 log = logging.getLogger("rhizome.carrier.control")
 
-SESSIONS_MAX = 8
 #: Written but not yet read by a daemon. Beyond it the daemon is stuck.
 UNREAD_MAX_BYTES = 8 * 1024 * 1024
 
@@ -73,7 +72,7 @@ class Audience:
             return
         if self._writer is not None:
             log.info("another daemon attaches", extra={"event": "daemon.displaced"})
-            self._tell(ipc.Displaced())
+            self._tell(Displaced())
             self._writer.close()
         self._forget()
         self._writer = writer
@@ -115,65 +114,26 @@ class Audience:
             self._writer.transport.abort()
             self._forget()
             return
-        self._writer.write(ipc.encode(event))
+        self._writer.write(encode(event))
 
 
-class ControlSocket:
-    """Owns `path` and, through a lock beside it, the right to be its only carrier."""
+class ControlSocket(companion.ControlSocket):
+    """The carrier's own."""
 
     def __init__(self, path: Path, carrier: Commanded, audience: Audience) -> None:
         """Raises HostError when another carrier has the path, or the path cannot be had."""
-        self._path = path
+        super().__init__(path, "carrier")
         self._carrier = carrier
         self._audience = audience
-        self._sessions = 0
-        self._lock = _lock(path.with_name(path.name + ".lock"))
-        try:
-            self._socket = _listen(path)
-        except OSError as exc:
-            os.close(self._lock)
-            raise HostError(f"cannot listen on {path}: {exc.strerror or exc}", exc.errno or 0) from exc
 
-    async def serve(self) -> Never:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                conn, _ = await loop.sock_accept(self._socket)
-            except OSError as exc:
-                log.warning("cannot accept a daemon: %s", exc.strerror, extra={"event": "control.accept_failed"})
-                await asyncio.sleep(0.5)
-                continue
-            if self._sessions >= SESSIONS_MAX or ipc.peer_credentials(conn)[1] not in (0, os.geteuid()):
-                conn.close()
-                continue
-            spawn(self._session(conn), name="carrier.session")
+    def _hello(self) -> Hello:
+        return Hello(ipc.build(), os.getpid())
 
-    def close(self) -> None:
-        """Leave nothing on the file system. The lock goes last: whoever waits for it finds the path free."""
-        self._socket.close()
-        self._path.unlink(missing_ok=True)
-        self._path.with_name(self._path.name + ".lock").unlink(missing_ok=True)
-        os.close(self._lock)
+    def _on_left(self, writer: asyncio.StreamWriter) -> None:
+        self._audience.detach(writer)
 
-    async def _session(self, conn: socket.socket) -> None:
-        self._sessions += 1
-        reader, writer = await asyncio.open_unix_connection(sock=conn, limit=ipc.LINE_MAX_BYTES)
-        try:
-            writer.write(ipc.encode(ipc.Hello(ipc.build(), os.getpid())))
-            while line := await reader.readline():
-                self._obey(line, writer)
-                await writer.drain()
-        except (OSError, ValueError) as exc:
-            # ValueError: a line without an end.
-            log.info("a daemon's connection ends: %s", exc, extra={"event": "control.broken"})
-        finally:
-            self._sessions -= 1
-            self._audience.detach(writer)
-            if not self._sessions:
-                self._carrier.on_nobody_left()
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+    def _on_nobody_left(self) -> None:
+        self._carrier.on_nobody_left()
 
     def _obey(self, line: bytes, writer: asyncio.StreamWriter) -> None:
         try:
@@ -183,7 +143,7 @@ class ControlSocket:
             return
         if not isinstance(command, Configure):
             for answer in self._carrier.execute(command):
-                writer.write(ipc.encode(answer))
+                writer.write(encode(answer))
             return
         self._audience.attach(writer)
         try:
@@ -193,36 +153,3 @@ class ControlSocket:
             self._audience.publish(Rejected(str(exc)))
             return
         self._audience.announce(ready, self._carrier.streams)
-
-
-def _lock(path: Path) -> int:
-    """A file descriptor that holds the lock until it is closed, by whatever end of this process. Raises HostError."""
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as exc:
-            raise HostError(f"cannot open {path}: {exc.strerror}", exc.errno or 0) from exc
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            os.close(fd)
-            raise HostError(f"another carrier has {path}", exc.errno or 0) from exc
-        # The file may have been removed by its last holder between our open and our lock.
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(fd).st_ino:
-                return fd
-        os.close(fd)
-
-
-def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.bind(str(path))
-        path.chmod(0o600)
-        sock.listen(SESSIONS_MAX)
-    except OSError:
-        sock.close()
-        raise
-    return sock

@@ -14,14 +14,15 @@ from collections.abc import Callable
 
 from agent.carrier import api, ipc, upgrade
 from agent.carrier.proxyenv import proxy_from_environment
+from agent.companion.lines import Hello, encode
 from agent.errors import BadMessage, ConfigError
 
 PORT = 51820
 TLS = api.TlsFiles("ca", "crt", "key")
 LINES = [
-    ipc.encode(value)
+    encode(value)
     for value in (
-        ipc.Hello("b", 1),
+        Hello("b", 1),
         api.Ready(1, 2),
         api.Up(1, "spiffe://a/b", "p", "v", 1, ("{}", "x")),
         api.Stats(1, 2, 3, 4, 5, (("codel", 6),), None, 0.5),
@@ -148,7 +149,7 @@ def check_line(rng: random.Random, data: bytes) -> str:
             value = decode(data)
         except BadMessage:
             continue
-        assert decode(ipc.encode(value)) == value
+        assert decode(encode(value)) == value
         return "accepted"
     return "refused"
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.carrier import client as client_module
 from agent.carrier import ipc
 from agent.carrier.api import Configure, DialConfig, Down, ListenConfig, Message, Ready, Send, Up
 from agent.carrier.client import CarrierClient, Displaced, stop_carrier
+from agent.companion import attach, lines
 from agent.errors import HostError
 from lab.loopback import Daemon, Echo, Pinger, Pki, dial_config, listen_config, resident_kib
 
@@ -104,7 +104,7 @@ async def scene(pki: Pki, runtime: Path) -> AsyncIterator[Scene]:
 
 @contextlib.contextmanager
 def daemon_process(path: Path, config: DialConfig | ListenConfig) -> Iterator[subprocess.Popen[str]]:
-    line = ipc.encode(Configure(config)).decode()
+    line = lines.encode(Configure(config)).decode()
     argv = [sys.executable, "-c", DAEMON, str(path), line]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -199,7 +199,7 @@ async def test_daemons_that_start_together_share_one_carrier(scene: Scene) -> No
 async def test_a_carrier_of_another_build_is_replaced_even_if_it_does_not_want_to(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(attach, "STOP_TIMEOUT_S", 0.2)
     argv = [sys.executable, "-c", OLD_CARRIER, str(scene.client_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as old:
         await line_of(old, "ready")
@@ -215,11 +215,11 @@ async def test_two_installations_are_told_apart(scene: Scene, monkeypatch: pytes
 
 
 async def test_a_carrier_that_cannot_start_is_an_error_in_words(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SPAWN_PAUSE_S", 0.01)
-    monkeypatch.setattr(client_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(attach, "SPAWN_PAUSE_S", 0.01)
+    monkeypatch.setattr(attach.sys, "executable", "/bin/false")
     with pytest.raises(HostError, match="ends at once with exit code 1"):
         await CarrierClient.start(scene.client_path, scene.dial)
-    monkeypatch.setattr(client_module.sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr(attach.sys, "executable", "/nonexistent/python")
     with pytest.raises(HostError, match="cannot start /nonexistent/python: No such file"):
         await CarrierClient.start(scene.client_path, scene.dial)
 

@@ -11,6 +11,7 @@ import pytest
 from agent.carrier import ipc
 from agent.carrier.api import Configure, DialConfig, Down, Message, Ready, Rejected, Stats, TlsFiles, Turned, Up
 from agent.carrier.control import UNREAD_MAX_BYTES, Audience, ControlSocket
+from agent.companion.lines import Displaced, Hello, encode
 from agent.errors import HostError
 from agent.run import cancel_all, spawn
 
@@ -139,7 +140,7 @@ async def test_the_newest_is_told_and_the_other_knows_why_not(writer: Writer) ->
     await turns()
     attach(audience, newest, streams)
     await turns()
-    assert writer.told[-1] == ipc.Displaced() and writer.closed
+    assert writer.told[-1] == Displaced() and writer.closed
     assert newest.told == [READY, up(1, "enroll")]
     audience.detach(writer)  # type: ignore[arg-type]
     audience.publish(Message(1, "x"))
@@ -178,8 +179,8 @@ async def test_a_rejection_is_told(tmp_path: Path) -> None:
     control = ControlSocket(path, Carrier(), Audience())  # type: ignore[arg-type]
     serving = spawn(control.serve(), name="test.serve")
     reader, writer = await asyncio.open_unix_connection(path)
-    assert isinstance(ipc.decode_event(await reader.readline()), ipc.Hello)
-    writer.write(b'{"getstats":{}}\n' + ipc.encode(Configure(CONFIG)))
+    assert isinstance(ipc.decode_event(await reader.readline()), Hello)
+    writer.write(b'{"getstats":{}}\n' + encode(Configure(CONFIG)))
     heard = [ipc.decode_event(await reader.readline()) for _ in range(2)]
     assert heard == [Turned((), "asked"), Rejected("no")]
     writer.close()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.carrier import api, ipc
+from agent.companion.lines import Displaced, Hello, encode
 from agent.errors import BadMessage
 
 TLS = api.TlsFiles("ca.crt", "client.crt", "client.key")
@@ -22,8 +23,8 @@ DIAL = api.DialConfig(
 LISTEN = api.ListenConfig((("::", 8443), ("10.0.0.1", 443)), TLS, 51820, "shoot--a")
 
 EVENTS = (
-    ipc.Hello("abc", 1),
-    ipc.Displaced(),
+    Hello("abc", 1),
+    Displaced(),
     api.Ready(4711, 1),
     api.Rejected("no"),
     api.Up(1, "spiffe://a/b", "192.0.2.1:3", "direct", 1, ('{"type":"grant"}', "x")),
@@ -51,14 +52,14 @@ def test_the_examples_are_complete() -> None:
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_events_survive_the_line(event: ipc.FromCarrier) -> None:
-    line = ipc.encode(event)
+    line = encode(event)
     assert line.count(b"\n") == 1 and line.endswith(b"\n")
     assert ipc.decode_event(line) == event
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: type(command).__name__)
 def test_commands_survive_the_line(command: api.Command) -> None:
-    assert ipc.decode_command(ipc.encode(command)) == command
+    assert ipc.decode_command(encode(command)) == command
 
 
 def test_whole_numbers_become_seconds() -> None:
@@ -91,8 +92,8 @@ def test_whole_numbers_become_seconds() -> None:
         b'{"configure":{"config":{"stop":{}}}}',
         b'{"close":{"stream":' + b"9" * 5000 + b',"reason":"","retry_in_s":0}}',
         b"[" * 100_000,
-        ipc.encode(api.Configure(LISTEN)).replace(b'["10.0.0.1",443]', b'["10.0.0.1",443,1]'),
-        ipc.encode(api.Configure(LISTEN)).replace(b'["10.0.0.1",443]', b'["10.0.0.1"]'),
+        encode(api.Configure(LISTEN)).replace(b'["10.0.0.1",443]', b'["10.0.0.1",443,1]'),
+        encode(api.Configure(LISTEN)).replace(b'["10.0.0.1",443]', b'["10.0.0.1"]'),
     ],
 )
 def test_anything_else_is_a_bad_message(line: bytes) -> None:
@@ -101,7 +102,7 @@ def test_anything_else_is_a_bad_message(line: bytes) -> None:
 
 
 def test_an_error_repeats_nothing_of_the_line() -> None:
-    line = ipc.encode(api.Configure(DIAL)).replace(b'"port":443', b'"port":"443"')
+    line = encode(api.Configure(DIAL)).replace(b'"port":443', b'"port":"443"')
     with pytest.raises(BadMessage) as caught:
         ipc.decode_command(line)
     assert "hush" not in str(caught.value) and caught.value.__suppress_context__
@@ -121,19 +122,19 @@ def places(body: Any) -> list[tuple[Any, Any]]:
 def test_a_command_with_one_strange_value_is_a_command_or_a_bad_message(
     command: api.Command, strange: Any, data: st.DataObject
 ) -> None:
-    body = json.loads(ipc.encode(command))
+    body = json.loads(encode(command))
     container, key = data.draw(st.sampled_from(places(body)))
     container[key] = strange
     try:
         read = ipc.decode_command(json.dumps(body).encode())
     except BadMessage:
         return
-    assert ipc.decode_command(ipc.encode(read)) == read
+    assert ipc.decode_command(encode(read)) == read
 
 
 @given(st.sampled_from(COMMANDS), st.data())
 def test_a_bent_line_is_a_command_or_a_bad_message(command: api.Command, data: st.DataObject) -> None:
-    line = bytearray(ipc.encode(command))
+    line = bytearray(encode(command))
     for _ in range(data.draw(st.integers(1, 3))):
         line[data.draw(st.integers(0, len(line) - 1))] = data.draw(st.integers(0, 255))
     try:

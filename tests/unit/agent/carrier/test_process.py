@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from agent.carrier import client as client_module
 from agent.carrier import ipc
 from agent.carrier.api import (
     Configure,
@@ -35,6 +34,7 @@ from agent.carrier.api import (
 )
 from agent.carrier.client import CarrierClient, Displaced
 from agent.carrier.process import run
+from agent.companion import lines
 from agent.errors import HostError
 from agent.run import cancel_all, spawn
 from lab.loopback import Daemon, Echo, Pinger, Pki, dial_config, listen_config
@@ -161,9 +161,9 @@ async def test_a_changed_configuration_is_changed_over_to(scene: Scene, pki: Pki
 async def test_bad_lines_do_no_harm(scene: Scene) -> None:
     async with Daemon(scene.server_path, scene.listen), Daemon(scene.client_path, scene.dial) as client:
         await client.record.until(Up)
-        for bad in (b"\xff\n", b"{}\n", b'{"send":{}}\n' * 100, b"x" * (ipc.LINE_MAX_BYTES + 1), b"half a line"):
+        for bad in (b"\xff\n", b"{}\n", b'{"send":{}}\n' * 100, b"x" * (lines.LINE_MAX_BYTES + 1), b"half a line"):
             reader, writer = await asyncio.open_unix_connection(scene.client_path)
-            assert isinstance(ipc.decode_event(await reader.readline()), ipc.Hello)
+            assert isinstance(ipc.decode_event(await reader.readline()), lines.Hello)
             with contextlib.suppress(OSError):
                 writer.write(bad)
                 await writer.drain()
@@ -192,13 +192,12 @@ def test_the_process_is_small_and_its_build_covers_all_of_its_code() -> None:
     loaded: dict[str, str] = json.loads(done.stdout)
     heavy = {"aiohttp", "pyroute2", "cryptography", "prometheus_client", "kubernetes", "hashlib", "multiprocessing"}
     assert not heavy & {name.partition(".")[0] for name in loaded}
-    ours = {Path(file).name for name, file in loaded.items() if name.startswith("agent.") and ".carrier" not in name}
+    ours = {
+        Path(file).name
+        for name, file in loaded.items()
+        if name.startswith("agent.") and not name.startswith(("agent.carrier", "agent.companion"))
+    }
     assert ours <= set(ipc.NEIGHBOURS)
-
-
-def test_log_settings_are_passed_on() -> None:
-    arguments = client_module._log_arguments()
-    assert arguments[0] == "--log-format" and arguments[2] == "--log-level"
 
 
 async def test_a_carrier_that_was_never_configured_ends_with_its_last_visitor(runtime: Path) -> None:
