@@ -219,6 +219,7 @@ async def lost_during(world: World, far: socket.socket, edit: Callable[[int], Aw
     while len(arrived) < stream.sent and time.monotonic() < settled:
         await asyncio.sleep(0.05)
     receiver.cancel()
+    await asyncio.wait((receiver,))  # or it would take the reader of the next socket with this number along
     assert stream.sent > 100, "the probe was too slow to see anything"
     assert not stream.errors
     return set(range(stream.sent)) - arrived
