@@ -23,7 +23,7 @@ check: ## style, types, layers, and the tests that need no root: under a minute
 	.venv/bin/ruff format --quiet --check $(PYTHON_FILES)
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
-	$(PYTEST) -q tests/unit tests/property tests/golden
+	$(PYTEST) -q -n 2 tests/unit tests/property tests/golden
 
 test: ## all tests: also contracts, fuzzing, network namespaces and a real kernel (root, about 20 minutes)
 	@scripts/setup test

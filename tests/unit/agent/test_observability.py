@@ -149,7 +149,7 @@ async def unix(path: Path) -> int:
 
 
 async def test_the_socket_is_private_and_goes_with_its_server(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "seed-server-rz-seed.status"
+    path = tmp_path / "run" / "rz.status"  # a socket has at most 107 characters
     async with HealthServer(None, lambda: UP, path=path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert await unix(path) == 200
