@@ -176,6 +176,8 @@ async def find_or_start(kind: Companion, path: Path) -> Line:
         line = await connect(kind, path)
         if line is not None:
             if await _is_of_our_build(line):
+                if child is not None and line.pid != child:
+                    _end_child(child)  # somebody else's was faster
                 return line
             await (line.retire() if kind.retires else line.end())
             if line.pid == child:
@@ -227,6 +229,12 @@ def _spawn(kind: Companion, path: Path) -> int:
     _children.add(pid)
     log.info("started the %s process", kind.name, extra={"event": f"{kind.name}.spawned", "pid": pid})
     return pid
+
+
+def _end_child(pid: int) -> None:
+    if pid in _children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def log_arguments() -> list[str]:

@@ -19,6 +19,8 @@ from agent.run import spawn
 log = logging.getLogger("rhizome.companion")
 
 SESSIONS_MAX = 8
+#: A companion that no daemon has come to for so long is not waited for: who started it is gone.
+NOBODY_CAME_S = 120.0
 
 
 class ControlSocket(ABC):
@@ -37,6 +39,7 @@ class ControlSocket(ABC):
 
     async def serve(self) -> Never:
         loop = asyncio.get_running_loop()
+        loop.call_later(NOBODY_CAME_S, self._if_nobody_is_here)
         while True:
             try:
                 conn, _ = await loop.sock_accept(self._socket)
@@ -70,11 +73,14 @@ class ControlSocket(ABC):
         finally:
             self._sessions -= 1
             self._on_left(writer)
-            if not self._sessions:
-                self._on_nobody_left()
+            self._if_nobody_is_here()
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    def _if_nobody_is_here(self) -> None:
+        if not self._sessions:
+            self._on_nobody_left()
 
     # What a companion says and does
 
@@ -92,7 +98,7 @@ class ControlSocket(ABC):
 
     @abstractmethod
     def _on_nobody_left(self) -> None:
-        """The last session has ended."""
+        """The last session has ended, or none ever began: go on, unless there is nothing to go on with."""
 
 
 def _lock(path: Path, name: str) -> int:

@@ -22,6 +22,7 @@ from agent.carrier.client import CarrierClient, Displaced, stop_carrier
 from agent.companion import attach, lines
 from agent.errors import HostError
 from lab.loopback import Daemon, Echo, Pinger, Pki, dial_config, listen_config, resident_kib
+from lab.processes import wait_until
 
 #: A daemon as a process of its own, to be killed. Says what it learns, one JSON object per line.
 DAEMON = """
@@ -38,6 +39,16 @@ async def main():
         print(type(event).__name__, flush=True)
 
 asyncio.run(main())
+"""
+
+#: A carrier whose daemon has died before it could attach, and that is less patient than usual.
+NOBODY_COMES = """
+import sys
+from agent.carrier.__main__ import main
+from agent.companion import control
+
+control.NOBODY_CAME_S = 0.2
+sys.exit(main())
 """
 
 #: A carrier of another age: says so, and obeys neither Stop nor SIGTERM.
@@ -121,6 +132,16 @@ async def line_of(process: subprocess.Popen[str], wanted: str) -> None:
             assert process.poll() is None
 
 
+def carriers_at(path: Path) -> set[int]:
+    """Processes that were started for this path."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(path).encode() in (process / "cmdline").read_bytes().split(b"\0") and alive(int(process.name)):
+                found.add(int(process.name))
+    return found
+
+
 def alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -194,6 +215,14 @@ async def test_daemons_that_start_together_share_one_carrier(scene: Scene) -> No
     for client in clients:
         if isinstance(client, CarrierClient):
             await client.detach()
+    wait_until(lambda: carriers_at(scene.client_path) == pids, "those that came second to end")
+
+
+async def test_a_carrier_that_nobody_comes_to_ends(scene: Scene) -> None:
+    argv = [sys.executable, "-c", NOBODY_COMES, "--socket", str(scene.client_path)]
+    done = await asyncio.to_thread(subprocess.run, argv, timeout=20, check=False)
+    assert done.returncode == 0
+    assert not scene.client_path.exists()
 
 
 async def test_a_carrier_of_another_build_is_replaced_even_if_it_does_not_want_to(
