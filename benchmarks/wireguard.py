@@ -6,44 +6,17 @@ machine without acceleration only the ratios mean something. Needs root.
 
 from __future__ import annotations
 
-import asyncio
-import json
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from agent.wireguard import kernel
+from benchmarks._machine import elsewhere, in_vm, kernel_has_wireguard
 from benchmarks.figure import Figure
 
-_ROOT = Path(__file__).parents[1]
-_LIMIT_S = 1200
+_OWN_NAMESPACE = ("unshare", "--net")
 
 
 def run() -> Iterator[Figure]:
-    inner = [sys.executable, "-m", "benchmarks._wireguard"]
-    here = ["unshare", "--net"]
-    yield from _figures([*here, *inner, "userspace"])
-    native = asyncio.run(kernel.probe()) is None
-    machine = here if native else [str(_ROOT / "scripts/kernel-vm"), "-t", str(_LIMIT_S), "--"]
-    yield from _figures([*machine, *inner, "kernel"], "" if native else "in a virtual machine without acceleration")
-
-
-def _figures(command: Sequence[str], where: str = "") -> Iterator[Figure]:
-    done = subprocess.run(
-        command,
-        cwd=_ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=_LIMIT_S + 120,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}")
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            fields = json.loads(line)
-            del fields["ratio"]
-            fields["note"] = ", ".join(filter(None, (fields["note"], where)))
-            yield Figure(**fields)
+    yield from elsewhere(_OWN_NAMESPACE, "_wireguard", "userspace")
+    if kernel_has_wireguard():
+        yield from elsewhere(_OWN_NAMESPACE, "_wireguard", "kernel")
+    else:
+        yield from in_vm("_wireguard", "kernel")
