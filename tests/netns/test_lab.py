@@ -277,9 +277,8 @@ def test_a_lab_that_cannot_be_built_leaves_nothing(monkeypatch: pytest.MonkeyPat
 
 
 _HOLD = """
-import signal, time
+import time
 from lab import Lab
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born without
 with Lab() as lab:
     print(lab.directory, lab.record.prefix, flush=True)
     time.sleep(60)
