@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from agent.carrier import tls
 from agent.carrier.api import DialConfig, Proxy
-from agent.carrier.connect import SocketAddress, connect, lookup
+from agent.carrier.connect import FirstHop, NoAddress, SocketAddress
 from agent.carrier.upgrade import (
     Exchange,
     Response,
@@ -75,11 +75,8 @@ class Link:
     version: int
 
 
-async def dial(
-    config: DialConfig, credentials: tls.Credentials, failed_at: Mapping[SocketAddress, int] | None = None
-) -> Link:
-    """A new stream to the server. `failed_at`: numbers of attempts that failed at an address after it had connected; the
-    address that failed longest ago comes first, so that every replica behind a name gets its turn.
+async def dial(config: DialConfig, credentials: tls.Credentials, hop: FirstHop | None = None) -> Link:
+    """A new stream to the server. `hop` is what earlier attempts have learned, and learns from this one.
 
     Raises DialError; a whole attempt takes at most some 20 s and 5 s more per proxy.
     """
@@ -87,17 +84,20 @@ async def dial(
         context = credentials.context()
     except ConfigError as exc:
         raise DialError(Stage.TLS, str(exc), final=True) from exc
-    sock, address = await _reach(config, failed_at or {})
+    hop = hop or FirstHop()
+    sock, address = await _reach(config, hop)
     try:
         await _through_proxies(config, sock)
         stream, identity = await _secure(config, context, sock)
         sock = stream
         response, version = await _upgrade(config, stream)
+        hop.succeeded()
         return Link(stream, response.rest, identity, str(address), via(config), version)
     except BaseException as exc:
         sock.close()
         if isinstance(exc, DialError):
             exc.address = address
+            hop.failed(address)
         raise
 
 
@@ -113,15 +113,12 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _reach(config: DialConfig, failed_at: Mapping[SocketAddress, int]) -> tuple[socket, SocketAddress]:
+async def _reach(config: DialConfig, hop: FirstHop) -> tuple[socket, SocketAddress]:
     first: Proxy | DialConfig = config.proxies[0] if config.proxies else config
     try:
-        found = await lookup(first.host, first.port)
-    except HostError as exc:
+        return await hop.connect(first.host, first.port)
+    except NoAddress as exc:
         raise DialError(Stage.DNS, str(exc)) from exc
-    found.sort(key=lambda address: failed_at.get(address, -1))
-    try:
-        return await connect(found)
     except HostError as exc:
         raise DialError(Stage.TCP, str(exc)) from exc
 

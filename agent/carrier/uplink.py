@@ -17,7 +17,7 @@ from typing import Never
 from agent.backoff import Backoff
 from agent.carrier import tls
 from agent.carrier.api import DialConfig, DialFailed, Event
-from agent.carrier.connect import SocketAddress
+from agent.carrier.connect import FirstHop
 from agent.carrier.dial import DialError, Link, Stage, dial
 from agent.carrier.port import UdpPort
 from agent.carrier.stats import RelayStats
@@ -112,24 +112,19 @@ class Uplink:
     async def _keep(self, credentials: tls.Credentials) -> Never:
         credentials.refresh()
         watch = spawn(self._watch(credentials), name="carrier.certificates")
-        failed_at: dict[SocketAddress, int] = {}
-        attempt = 0
+        hop = FirstHop()
         try:
             while True:
-                attempt += 1
                 await self._pace.turn()
                 try:
-                    link = await dial(self.config, credentials, failed_at)
+                    link = await dial(self.config, credentials, hop)
                 except DialError as exc:
-                    if exc.address is not None:
-                        failed_at[exc.address] = attempt
                     self._failed(exc)
                 except Exception as exc:
                     # Nobody may be there to start this process again, and its stream may be up.
                     log.exception("dialling met an error that nobody foresaw", extra={"event": "dial.crashed"})
                     self._failed(DialError(Stage.TCP, f"a bug in Rhizome: {exc!r}", final=True))
                 else:
-                    failed_at.clear()
                     self._install(link)
         finally:
             watch.cancel()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.carrier import connect as module
-from agent.carrier.connect import SocketAddress, connect, lookup
+from agent.carrier.connect import FirstHop, NoAddress, SocketAddress, connect, lookup
 from agent.errors import HostError
 from lab.loopback import free_port
 
@@ -99,6 +99,89 @@ async def test_hanging_resolvers_are_given_up_and_bounded(monkeypatch: pytest.Mo
             await asyncio.sleep(0.01)
     monkeypatch.undo()
     assert await lookup("127.0.0.1", 443)
+
+
+async def test_replicas_take_turns_after_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    async def connect_to(found: list[SocketAddress]) -> None:
+        tried.append([address.sockaddr[0][-1] for address in found])
+        raise HostError("no")
+
+    monkeypatch.setattr(module, "connect", connect_to)
+    answers(monkeypatch, *((V4, f"192.0.2.{n}") for n in range(3)))
+    hop = FirstHop()
+    for failed in (0, 1, 0, None):
+        with pytest.raises(HostError):
+            await hop.connect("seed.test", 1)
+        if failed is not None:
+            hop.failed(SocketAddress(V4, (f"192.0.2.{failed}", 1)))
+    hop.succeeded()
+    with pytest.raises(HostError):
+        await hop.connect("seed.test", 1)
+    assert tried == [list("012"), list("120"), list("201"), list("210"), list("012")]
+
+
+class Resolver:
+    """Answers as it is told, each lookup when `speak` is called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answer: tuple[str, int] | None = None
+        self._may_speak = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
+        monkeypatch.setattr(module, "LOOKUP_PATIENCE_S", 0.05)
+
+    def _getaddrinfo(self, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        self._may_speak.wait(10)
+        if self.answer is None:
+            raise socket.gaierror(socket.EAI_AGAIN, "again")
+        return [(V4, 1, 6, "", self.answer)]
+
+    def speak(self, answer: tuple[str, int] | None) -> None:
+        self.answer = answer
+        self._may_speak.set()
+
+    def be_silent(self) -> None:
+        self._may_speak = threading.Event()
+
+
+async def test_while_dns_is_silent_the_last_answer_is_good_enough(
+    listening: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = Resolver(monkeypatch)
+    hop = FirstHop()
+    resolver.speak(listening)
+    sock, _ = await hop.connect("seed.test", 1)
+    sock.close()
+    resolver.be_silent()
+    try:
+        async with asyncio.timeout(2):
+            sock, address = await hop.connect("seed.test", 1)
+        assert address.sockaddr == listening and sock.getpeername() == listening
+        sock.close()
+        monkeypatch.setattr(module, "LOOKUP_TIMEOUT_S", 0.1)
+        with pytest.raises(NoAddress):  # another name's answer is not
+            await hop.connect("other.test", 1)
+    finally:
+        resolver.speak(None)
+
+
+async def test_an_answer_that_comes_late_and_is_another_one_counts(
+    listening: tuple[str, int], silent: SocketAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = Resolver(monkeypatch)
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.1)
+    hop = FirstHop()
+    resolver.speak(silent.sockaddr)  # type: ignore[arg-type]
+    with pytest.raises(HostError, match="no answer within"):
+        await hop.connect("seed.test", 1)
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 5.0)
+    resolver.be_silent()
+    asyncio.get_running_loop().call_later(0.2, resolver.speak, listening)
+    async with asyncio.timeout(2):
+        sock, address = await hop.connect("seed.test", 1)
+    assert address.sockaddr == listening
+    sock.close()
 
 
 async def test_the_first_address_that_answers_wins(listening: tuple[str, int]) -> None:

@@ -158,33 +158,6 @@ async def test_another_server_than_ours_gives_a_plain_link_and_early_bytes(pki: 
     assert (link.version, link.early) == (0, b"\x00\x01\x00")
 
 
-async def test_replicas_take_turns_after_failures(pki: Pki, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = []
-
-    async def connect(found: list[module.SocketAddress]) -> None:
-        tried.append([address.sockaddr[0] for address in found])
-        raise module.HostError("no")
-
-    addresses = [module.SocketAddress(2, (f"192.0.2.{n}", 1)) for n in range(3)]
-
-    async def lookup(host: str, port: int) -> list[module.SocketAddress]:
-        return list(addresses)
-
-    monkeypatch.setattr(module, "connect", connect)
-    monkeypatch.setattr(module, "lookup", lookup)
-    wanted = config(pki.client(), server.address)
-    credentials = Credentials(wanted.tls, server_side=False)
-    for failed_at in ({}, {addresses[0]: 1}, {addresses[0]: 1, addresses[1]: 2}, {addresses[0]: 4, addresses[1]: 2}):
-        with pytest.raises(DialError):
-            await dial(wanted, credentials, failed_at)
-    assert tried == [
-        ["192.0.2.0", "192.0.2.1", "192.0.2.2"],
-        ["192.0.2.1", "192.0.2.2", "192.0.2.0"],
-        ["192.0.2.2", "192.0.2.0", "192.0.2.1"],
-        ["192.0.2.2", "192.0.2.1", "192.0.2.0"],
-    ]
-
-
 def test_the_path_in_words(pki: Pki) -> None:
     files = pki.client()
     assert via(dial_config(files, 1, ("seed.test", 443))) == "TLS seed.test:443"
