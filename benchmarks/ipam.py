@@ -14,7 +14,8 @@ from statistics import median, quantiles
 
 from benchmarks.figure import Figure
 from ipam.allocate import allocate, release
-from ipam.model import Ledger, Owner, Policy, Pool
+from ipam.ledger import Ledger
+from ipam.model import Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores.file import FileStore
 from ipam.stores.log import replay, snapshot

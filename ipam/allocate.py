@@ -9,22 +9,26 @@ An allocation is held until it is released or expires, then it rests, then it is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from agent.errors import PoolExhausted
-from ipam.model import Allocation, Block, Ledger, NotOwner, Owner, Policy, Pool
+from ipam.ledger import Ledger
+from ipam.model import Allocation, Block, NotHeld, NotOwner, Order, Owner, Policy, Pool
+from ipam.usage import usage
 
 
 def allocate(
     ledger: Ledger, policy: Policy, owner: Owner, now: float, expires: float | None = None
 ) -> tuple[Ledger, Allocation]:
-    """One block of every pool for this owner, the lowest free one, and the ledger that says so.
+    """One block of every pool for this owner, the first free one in the pool's order, and the ledger that says so.
 
     Sticky: an owner that holds blocks keeps them, and gets back those that still rest. Blocks of pools that are no longer
     in the policy stay its own too; of a pool that is new to it, it gets one. `expires` replaces the expiry there was.
     An unchanged answer leaves the ledger as it was (the same object, as far as `settle` had nothing to do).
 
-    Raises PoolExhausted when any pool has no free block; then nothing is allocated from the others either.
+    Raises PoolExhausted when any pool has no free block; then nothing is allocated from the others either. Raises NotHeld
+    when a pool was cut out of a block that its owner has given up.
     """
     if expires is not None and expires <= now:
         raise ValueError(f"an allocation cannot expire at {expires}, before it is made at {now}")
@@ -34,9 +38,10 @@ def allocate(
     missing = [pool for pool in policy.pools if not any(pool.covers(block) for block in blocks)]
     if held is not None and not missing and not held.resting and held.expires == expires:
         return ledger, held
-    blocks += tuple(_lowest_free(ledger, pool, now) for pool in missing)
+    blocks += tuple(_free(ledger, pool, now) for pool in missing)
     since = held.since if held is not None and not held.resting else now
-    allocation = Allocation(owner, blocks, ledger.generation + 1, since, expires)
+    parent = next((pool.parent for pool in policy.pools if pool.parent is not None), None)
+    allocation = Allocation(owner, blocks, ledger.generation + 1, since, expires, parent=parent)
     return ledger.apply((allocation,), (), allocation.generation), allocation
 
 
@@ -80,18 +85,38 @@ def settle(ledger: Ledger, policy: Policy, now: float) -> Ledger:
     return _changed(ledger, resting, gone) if due else ledger
 
 
+def sweep(ledger: Ledger, policy: Policy, gone: Iterable[Allocation], now: float) -> Ledger:
+    """Garbage collection: as if the owners of these allocations had released them.
+
+    An allocation that was changed since it was looked at (its generation is another one) stays: its owner is not gone.
+    """
+    ledger = settle(ledger, policy, now)
+    resting = []
+    for allocation in gone:
+        held = ledger.get(allocation.owner)
+        if held is not None and not held.resting and held.generation == allocation.generation:
+            resting.append(replace(held, expires=None, rests_until=now + policy.quarantine_s))
+    return _changed(ledger, resting, []) if resting else ledger
+
+
 def _changed(ledger: Ledger, put: list[Allocation], drop: list[Owner]) -> Ledger:
     generation = ledger.generation + 1
     return ledger.apply([replace(allocation, generation=generation) for allocation in put], drop, generation)
 
 
-def _lowest_free(ledger: Ledger, pool: Pool, now: float) -> Block:
-    block = ledger.lowest_free(pool)
+def _free(ledger: Ledger, pool: Pool, now: float) -> Block:
+    if pool.parent is not None:
+        above = ledger.get(pool.parent)
+        if above is None or above.resting or Block.of(pool.network) not in above.blocks:
+            raise NotHeld(
+                f"pool {pool} is part of a block that {pool.parent} does not hold any more; allocate that first"
+            )
+    block = ledger.lowest_free(pool, ledger.last_given_of(pool) if pool.order is Order.NEXT else None)
     if block is None:
         first = ledger.deadlines.peek()
         wait = f" the next quarantine or expiry ends in {first[0] - now:.0f} s;" if first is not None else ""
         raise PoolExhausted(
-            f"no free address in pool {pool}: all {pool.size} are in use or in quarantine;{wait} "
+            f"no free block in pool {pool}: of {pool.size} are {usage(ledger, pool)};{wait} "
             "those who have one keep it; widen the pool, or release what is no longer needed"
         )
     return block

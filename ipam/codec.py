@@ -23,6 +23,8 @@ def encode(allocation: Allocation) -> dict[str, Any]:
         fields["expires"] = allocation.expires
     if allocation.rests_until is not None:
         fields["rests_until"] = allocation.rests_until
+    if allocation.parent is not None:
+        fields["parent"] = encode_owner(allocation.parent)
     return fields
 
 
@@ -36,6 +38,7 @@ def decode(fields: Mapping[str, Any]) -> Allocation:
             float(fields["since"]),
             _time(fields.get("expires")),
             _time(fields.get("rests_until")),
+            decode_owner(parent) if (parent := fields.get("parent")) is not None else None,
         )
     except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"not an allocation: {exc!r}") from exc

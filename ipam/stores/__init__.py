@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NewType, Protocol
 
 from agent.errors import Conflict
-from ipam.model import Ledger
+from ipam.ledger import Ledger
 
 #: Names one state of a store. Only ever compared for equality, and only by the store that made it.
 Version = NewType("Version", str)

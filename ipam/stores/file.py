@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import Conflict, Retry, StoreError
-from ipam.model import Ledger
+from ipam.ledger import Ledger
 from ipam.stores import Version, require_newer
 from ipam.stores.log import HEADER_BYTES, BadLog, Header, parse_header, replay, snapshot, transaction
 

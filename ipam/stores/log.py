@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipam.codec import decode, decode_owner, encode, encode_owner
-from ipam.model import Allocation, InconsistentLedger, Ledger, Owner
+from ipam.ledger import Ledger
+from ipam.model import Allocation, InconsistentLedger, Owner
 
 FORMAT = "rhizome-ipam-log"
 FORMAT_VERSION = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.errors import Conflict
-from ipam.model import Ledger
+from ipam.ledger import Ledger
 from ipam.stores import Version, require_newer
 
 

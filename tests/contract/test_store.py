@@ -17,7 +17,8 @@ import pytest
 
 from agent.errors import Conflict
 from ipam.allocate import allocate, release
-from ipam.model import Ledger, Owner, Policy, Pool
+from ipam.ledger import Ledger
+from ipam.model import Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores import Store, Version
 from ipam.stores.file import FileStore

@@ -32,7 +32,8 @@ import ipam.service
 import ipam.stores.file
 from agent.errors import Conflict, PoolExhausted, StoreError
 from ipam.allocate import allocate
-from ipam.model import Allocation, Ledger, NotOwner, Owner, Policy, Pool
+from ipam.ledger import Ledger
+from ipam.model import Allocation, NotOwner, Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores import Store, Version
 from ipam.stores.file import FileStore
@@ -254,7 +255,7 @@ def without_the_other_family(patch: pytest.MonkeyPatch) -> None:
 def without_the_lowest(patch: pytest.MonkeyPatch) -> None:
     original = Ledger.lowest_free
 
-    def second(self: Ledger, pool: Pool) -> Any:
+    def second(self: Ledger, pool: Pool, after: int | None = None) -> Any:
         first = original(self, pool)
         return first and (original(replace_used(self, first), pool) or first)
 

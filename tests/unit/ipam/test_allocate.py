@@ -4,7 +4,8 @@ import pytest
 
 from agent.errors import PoolExhausted, Retry
 from ipam.allocate import allocate, release, settle
-from ipam.model import Ledger, NotOwner, Owner, Policy, Pool
+from ipam.ledger import Ledger
+from ipam.model import NotOwner, Order, Owner, Policy, Pool
 
 IPV4 = Pool(IPv4Network("10.0.0.0/29"), (IPv4Network("10.0.0.0/31"),))  # six addresses: .2 to .7
 IPV6 = Pool(IPv6Network("fd00::/126"), (IPv6Network("fd00::/128"),))  # three: 1 to 3
@@ -109,7 +110,7 @@ def test_an_expiry_in_the_past_is_refused() -> None:
 def test_dual_stack_is_all_or_nothing() -> None:
     ledger = given_to(Ledger(), DUAL, "a", "b", "c")
     with pytest.raises(
-        PoolExhausted, match=r"no free address in pool fd00::/126: all 3 .*those who have one keep it"
+        PoolExhausted, match=r"no free block in pool fd00::/126: of 3 are 3 in use.*those who have one keep it"
     ) as e:
         allocate(ledger, DUAL, owner("d"), 1.0)
     assert e.value.retry is Retry.NEVER
@@ -150,3 +151,21 @@ def test_without_quarantine_an_address_is_free_at_once() -> None:
     policy = Policy((IPV4,), quarantine_s=0.0)
     ledger = release(given_to(Ledger(), policy, "a"), policy, owner("a"), 10.0)
     assert texts(allocate(ledger, policy, owner("b"), 10.0)[1]) == ["10.0.0.2"]
+
+
+def test_next_fit_goes_on_behind_the_last_one_given_and_starts_again_at_the_end() -> None:
+    policy = Policy((Pool(IPV4.network, IPV4.reserved, order=Order.NEXT),), quarantine_s=0.0)
+    ledger = given_to(Ledger(), policy, *"abc")
+    ledger = release(ledger, policy, owner("a"), 1.0)
+    ledger, d = allocate(ledger, policy, owner("d"), 1.0)
+    assert texts(d) == ["10.0.0.5"]
+    rebuilt = Ledger.of(ledger, ledger.generation)
+    for known in (ledger, rebuilt):  # it is known from the entries alone
+        after, _ = allocate(known, policy, owner("b"), 2.0, expires=99.0)  # a renewal is no new block
+        after, _ = allocate(after, policy, owner("e"), 2.0)
+        after, f = allocate(after, policy, owner("f"), 3.0)
+        assert texts(f) == ["10.0.0.7"]
+        after, g = allocate(after, policy, owner("g"), 4.0)
+        assert texts(g) == ["10.0.0.2"]
+        with pytest.raises(PoolExhausted):
+            allocate(after, policy, owner("h"), 5.0)

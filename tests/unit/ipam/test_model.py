@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipam.model import Allocation, Block, InconsistentLedger, Ledger, Owner, Policy, Pool, block_of
+from ipam.ledger import Ledger
+from ipam.model import Allocation, Block, InconsistentLedger, Owner, Policy, Pool, block_of
 
 
 def owner(name: str, uid: str = "u") -> Owner:
@@ -86,7 +87,10 @@ def test_policies_that_cannot_work() -> None:
         Policy(())
     with pytest.raises(ValueError, match="overlap"):
         Policy((Pool(IPv4Network("10.0.0.0/24")), Pool(IPv4Network("10.0.0.128/25"))))
-    Policy((Pool(IPv4Network("10.0.0.0/24")), Pool(IPv4Network("10.0.0.0/24"), length=28)))
+    with pytest.raises(ValueError, match="overlap"):
+        Policy((Pool(IPv4Network("10.0.0.0/24")), Pool(IPv4Network("10.0.0.0/24"), length=28)))
+    with pytest.raises(ValueError, match="IPv4 addresses written as IPv6"):
+        Pool(IPv6Network("::ffff:10.0.0.0/104"))
 
 
 def test_blocks_of_other_families_and_lengths_are_not_covered() -> None:

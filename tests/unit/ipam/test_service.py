@@ -5,7 +5,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from agent.errors import Conflict, PoolExhausted, StoreError
-from ipam.model import Ledger, NotOwner, Owner, Policy, Pool
+from ipam.ledger import Ledger
+from ipam.model import NotOwner, Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores import Version
 from ipam.stores.memory import MemoryStore
@@ -93,7 +94,38 @@ async def test_calls_of_one_process_do_not_race() -> None:
     book = AddressBook(store, POLICY)
     allocations = await asyncio.gather(*(book.ensure(owner(f"n{n}"), 0.0) for n in range(50)))
     assert len({allocation.addresses for allocation in allocations}) == 50
-    assert store.writes == 50
+    assert store.writes == 2  # the first one alone, then all that had come meanwhile
+
+
+async def test_what_one_call_cannot_have_does_not_concern_the_others() -> None:
+    small = Policy((Pool(IPv4Network("10.0.0.0/30")),))
+    book = AddressBook(MemoryStore(), small)
+    answers = await asyncio.gather(*(book.ensure(owner(f"n{n}"), 0.0) for n in range(6)), return_exceptions=True)
+    assert [isinstance(answer, PoolExhausted) for answer in answers] == [False] * 4 + [True] * 2
+
+
+async def test_a_caller_that_gives_up_takes_nobody_along() -> None:
+    class Slow(MemoryStore):
+        async def write(self, ledger: Ledger, version: Version) -> None:
+            await asyncio.sleep(0.01)
+            await super().write(ledger, version)
+
+    book = AddressBook(Slow(), POLICY)
+    tasks = [asyncio.create_task(book.ensure(owner(f"n{n}"), 0.0)) for n in range(5)]
+    await asyncio.sleep(0.015)  # the first is through, the second writes for all others
+    tasks[1].cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert len({a.blocks for a in (answers[0], *answers[2:])}) == 4  # type: ignore[union-attr]
+
+
+async def test_a_pool_that_fills_up_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    book = AddressBook(MemoryStore(), Policy((Pool(IPv4Network("10.0.0.0/28")),)))
+    for n in range(16):
+        await book.ensure(owner(f"n{n}"), 0.0)
+    told = [r.getMessage() for r in caplog.records if getattr(r, "event", "") == "pool.filling"]
+    assert told == [f"pool 10.0.0.0/28 is {n}% taken: widen it before it is full" for n in (81, 100)]
+    assert book.usage()[0][1].free == 0
 
 
 async def test_nothing_is_granted_from_a_ledger_that_was_not_read() -> None:

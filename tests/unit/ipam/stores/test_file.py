@@ -12,7 +12,8 @@ import pytest
 import ipam.stores.file as file_module
 from agent.errors import Conflict, Retry, StoreError
 from ipam.allocate import allocate, release
-from ipam.model import Ledger, Owner, Policy, Pool
+from ipam.ledger import Ledger
+from ipam.model import Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores.file import FileStore, UnreadableLedger
 from ipam.stores.log import FORMAT_VERSION, HEADER_BYTES

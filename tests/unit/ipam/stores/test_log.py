@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam.allocate import allocate, release
-from ipam.model import Ledger, Owner, Policy, Pool
+from ipam.ledger import Ledger
+from ipam.model import Owner, Policy, Pool
 from ipam.stores.log import HEADER_BYTES, BadLog, Header, parse_header, replay, snapshot, transaction
 
 POLICY = Policy((Pool(IPv4Network("10.0.0.0/24")),))
