@@ -5,28 +5,13 @@ To add one: write a module with `arguments(parser)` and `run(arguments) -> int`,
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
 
-from agent.cli.flags import Parser, epilog
-from agent.errors import ConfigError
+from agent.cli.program import Command, Program
 from agent.run import run_command
-from agent.settings import nearest
 
 PROGRAM = "rhizome-agent"
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """`module` is imported when the command is used. `examples` can be copied; a test runs their command lines."""
-
-    module: str
-    about: str
-    examples: tuple[str, ...]
-
 
 COMMANDS: dict[str, Command] = {
     "status": Command(
@@ -64,45 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(words: Sequence[str]) -> int:
     """Raises ConfigError for a command line that means nothing, SystemExit after --help."""
-    parser = _parser()
-    if not words or words[0].startswith("-"):
-        parser.parse_args(words or ["--help"])
-    name, rest = words[0], words[1:]
-    command = COMMANDS.get(name)
-    if command is None:
-        raise ConfigError(f"no sub-command {name[:32]!r}{nearest(name, COMMANDS)}; see `{PROGRAM} --help`")
-    module = import_module(command.module)
-    own = Parser(
-        prog=f"{PROGRAM} {name}",
-        description=command.about,
-        epilog=epilog(command.examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    module.arguments(own)
-    return int(module.run(own.parse_args(rest)))
-
-
-def _parser() -> Parser:
-    width = max(map(len, COMMANDS))
-    listed = "\n".join(f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items())
-    examples = [example for command in COMMANDS.values() for example in command.examples]
-    parser = Parser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} COMMAND [--help] ...",
-        description=f"The tools beside the daemons rhizome-seed-server and rhizome-shoot-client.\n\ncommands:\n{listed}",
-        epilog=epilog(examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
-    return parser
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("rhizome")
+    about = "The tools beside the daemons rhizome-seed-server and rhizome-shoot-client."
+    return Program(PROGRAM, about, COMMANDS).dispatch(words)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from agent.cli.table import clean, table
 from agent.errors import RhizomeError
 from agent.exits import Exit
 from agent.health import duration
 from agent.status import SOCKET_SUFFIX, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict, from_json, to_json
 
 TIMEOUT_S = 5.0
-ROWS_MAX = 50
 
 _COLOURS = {Verdict.UP: "32", Verdict.DEGRADED: "33", Verdict.DOWN: "31"}
 _ORDER = (Verdict.DOWN, Verdict.DEGRADED, Verdict.UP)
@@ -95,14 +95,14 @@ def render(status: RoleStatus, *, colour: bool = False) -> str:
         verdict = f"\x1b[1;{_COLOURS[status.verdict]}m{verdict}\x1b[0m"
     of = f" of {status.control_plane}" if status.control_plane else ""
     since = f" (for {duration(status.since_s)})" if status.since_s else ""
-    lines = [f"{verdict}  {_clean(f'{status.role} {status.ifname}{of}: {status.sentence}')}{since}"]
-    lines += _table(
+    lines = [f"{verdict}  {clean(f'{status.role} {status.ifname}{of}: {status.sentence}')}{since}"]
+    lines += table(
         ["PATH", "STATE", "VIA", "RTT", "HANDSHAKE", "MTU", "RECEIVED", "SENT", "DROPPED"], map(_path, status.paths)
     )
-    lines += _table(
+    lines += table(
         ["PEER", "CANARY", "RTT", "HANDSHAKE", "ADDRESSES", "CARRIES", "RECEIVED", "SENT"], map(_peer, status.peers)
     )
-    lines += _table(["RANGE", "KIND", "CARRIER"], map(_range, status.ranges))
+    lines += table(["RANGE", "KIND", "CARRIER"], map(_range, status.ranges))
     lines += _list("causes", status.causes)
     lines += _list("facts", _facts(status))
     return "\n".join(lines) + "\n"
@@ -164,26 +164,8 @@ def _facts(status: RoleStatus) -> list[str]:
     return facts
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """An aligned table with an empty line before it; nothing for no rows; columns without a value are left out."""
-    cells = [[_clean(cell) for cell in row] for row in rows]
-    if not cells:
-        return []
-    more = len(cells) - ROWS_MAX
-    cells = [list(heads), *cells[:ROWS_MAX]]
-    columns = [index for index in range(len(heads)) if any(row[index] for row in cells[1:])]
-    widths = {index: max(len(row[index]) for row in cells) for index in columns}
-    lines = ["  ".join(row[index].ljust(widths[index]) for index in columns).rstrip() for row in cells]
-    return ["", *lines] + ([f"... and {more} more (-o json has them all)"] if more > 0 else [])
-
-
 def _list(head: str, items: Sequence[str]) -> list[str]:
-    return ["", f"{head}:", *(f"  {_clean(item)}" for item in items)] if items else []
-
-
-def _clean(text: str) -> str:
-    """Without control characters: some of the text comes from the other side and must not reach the terminal as such."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return ["", f"{head}:", *(f"  {clean(item)}" for item in items)] if items else []
 
 
 def _age(age_s: float | None) -> str:

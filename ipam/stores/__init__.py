@@ -20,9 +20,13 @@ class Store(Protocol):
     async def write(self, ledger: Ledger, version: Version) -> None:
         """Make `ledger` the store's, durably, if the store still is at `version`.
 
-        Raises Conflict when it is not; then nothing was written. Raises StoreError when the write failed; then it may have
-        happened all the same, and the next `read` tells.
+        Raises Conflict when it is not. Raises StoreError when the write failed; then it may have happened all the same, and
+        the next `read` tells. In either case every owner has what it had or what `ledger` gives it, never a part of it;
+        a store of one piece has written nothing when it raises Conflict.
         """
+
+    async def changed(self, version: Version) -> None:
+        """Return when the store is not at `version` any more, perhaps a moment too early or late. Raises StoreError."""
 
 
 def require_newer(ledger: Ledger, stored: Ledger) -> None:

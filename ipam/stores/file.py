@@ -1,7 +1,7 @@
 """One file on a local disk, shared by any number of processes of one machine: a log of transactions (ipam.stores.log).
 
-A write appends one line and syncs it; when the log has many more lines than live entries, all of it is written anew beside
-the file and renamed over it. Readers take no lock and read only what is new to them; writers lock `<file>.lock`.
+A write appends one line and syncs it; when the log has many more lines than live entries, a shorter one is written beside it
+and renamed over it, after its transactions were added to `<file>.history`. Readers take no lock and read only what is new to them; writers lock `<file>.lock`.
 
 What makes it safe:
 
@@ -29,9 +29,10 @@ from pathlib import Path
 from agent.errors import Conflict, Retry, StoreError
 from ipam.ledger import Ledger
 from ipam.stores import Version, require_newer
-from ipam.stores.log import HEADER_BYTES, BadLog, Header, parse_header, replay, snapshot, transaction
+from ipam.stores.log import HEADER_BYTES, BadLog, Header, history_path, parse_header, replay, snapshot, transaction
 
 LOCK_TIMEOUT_S = 10.0
+POLL_S = 0.25
 #: The file is written anew when it has more lines than this and more than twice the live entries.
 SPARE_LINES = 1000
 
@@ -72,7 +73,8 @@ class _State:
 class FileStore:
     """The ledger in the file `path`. The first write makes it, mode 0600; its directory has to be there.
 
-    `<path>.lock` stays beside it, `<path>.tmp` while it is written anew.
+    `<path>.lock` stays beside it, `<path>.tmp` while it is written anew. `<path>.history` is the journal; it may be moved
+    away at any time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,8 +90,7 @@ class FileStore:
         await asyncio.to_thread(self._write, ledger, version)
 
     def _read(self) -> tuple[Ledger, Version]:
-        with self._guard, self._errors("read"):
-            state = self._refresh()
+        state = self._look()
         return (state.ledger, state.version) if state is not None else (Ledger(), _ABSENT)
 
     def _write(self, ledger: Ledger, version: Version) -> None:
@@ -98,12 +99,26 @@ class FileStore:
             if version != (state.version if state is not None else _ABSENT):
                 raise Conflict(f"{self._path} was changed since it was read; read it again and decide again")
             require_newer(ledger, state.ledger if state is not None else Ledger())
+            before = state.ledger if state is not None else Ledger()
+            put, gone = ledger.owners.changes_since(before.owners)
+            line = transaction(ledger.generation, put.values(), gone, time.time())
             if state is None:
-                self._rewrite(ledger, uuid.uuid4().hex, 0)
+                self._rewrite(line, ledger, _State(Header(uuid.uuid4().hex, -1, 0), 0, 0, before))
             elif self._sync_failed or state.lines > max(SPARE_LINES, 2 * len(ledger)):
-                self._rewrite(ledger, state.header.log, state.header.rewrites + 1)
+                self._rewrite(line, ledger, state)
             else:
-                self._append(ledger, state)
+                self._append(line, ledger, state)
+
+    async def changed(self, version: Version) -> None:
+        while True:
+            state = await asyncio.to_thread(self._look)
+            if version != (state.version if state is not None else _ABSENT):
+                return
+            await asyncio.sleep(POLL_S)
+
+    def _look(self) -> _State | None:
+        with self._guard, self._errors("read"):
+            return self._refresh()
 
     def _refresh(self) -> _State | None:
         """The file as it is now; None when there is none. Reads only what came since the last call."""
@@ -148,9 +163,7 @@ class FileStore:
                 f"known is {known.ledger.generation}); nothing is granted. Put the newer one back, or restart to accept this one"
             )
 
-    def _append(self, ledger: Ledger, state: _State) -> None:
-        put, gone = ledger.owners.changes_since(state.ledger.owners)
-        line = transaction(ledger.generation, put.values(), gone)
+    def _append(self, line: bytes, ledger: Ledger, state: _State) -> None:
         header = Header(state.header.log, state.header.rewrites, state.end + len(line))
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -173,10 +186,13 @@ class FileStore:
             os.close(fd)
         self._state = _State(header, header.committed, state.lines + 1, ledger)
 
-    def _rewrite(self, ledger: Ledger, log: str, rewrites: int) -> None:
+    def _rewrite(self, line: bytes, ledger: Ledger, state: _State) -> None:
+        """The known ledger as a snapshot, and behind it the line that makes it the new one."""
         temporary = self._path.with_name(self._path.name + ".tmp")
-        lines = list(snapshot(ledger))
-        header = Header(log, rewrites, HEADER_BYTES + sum(map(len, lines)))
+        lines = [*snapshot(state.ledger), line]
+        header = Header(state.header.log, state.header.rewrites + 1, HEADER_BYTES + sum(map(len, lines)))
+        if state.end:
+            self._keep_history(state.end)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -189,13 +205,27 @@ class FileStore:
             with suppress(OSError):
                 temporary.unlink()
             raise
+        self._sync_directory()
+        self._state = _State(header, header.committed, len(lines), ledger)
+        self._sync_failed = False
+
+    def _keep_history(self, end: int) -> None:
+        """Add what the log holds to the journal. After a crash it is added again; generations tell the copies."""
+        data = self._path.read_bytes()[HEADER_BYTES:end]
+        fd = os.open(history_path(self._path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            size = os.fstat(fd).st_size
+            _write_all(fd, b"".join(line for line in data.splitlines(True) if b'"snapshot"' not in line), size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _sync_directory(self) -> None:
         directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
-        self._state = _State(header, header.committed, len(lines), ledger)
-        self._sync_failed = False
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

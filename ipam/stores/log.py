@@ -1,7 +1,7 @@
 """The format of a ledger on disk: a header line, then one line for each transaction. Bytes in, values out; no file is touched.
 
     {"format": "rhizome-ipam-log", "version": 1, "log": "5c0f...", "rewrites": 3, "committed": 48211}      (padded to 256 bytes)
-    8c736521 {"generation": 17, "put": [{"owner": {...}, "addresses": ["192.168.128.8"], ...}], "drop": [{...}]}
+    8c736521 {"generation": 17, "at": 1795240000.0, "put": [{"owner": {...}, "addresses": ["192.168.128.8"], ...}], "drop": [{...}]}
 
 A line's first word is the CRC-32 of the rest. `committed` is a length in bytes: so much of the file has to be there and valid.
 What is broken behind it is a write that a crash interrupted. Generations never go down from line to line.
@@ -13,6 +13,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ipam.codec import decode, decode_owner, encode, encode_owner
@@ -63,9 +64,17 @@ def parse_header(line: bytes) -> Header:
     return header
 
 
-def transaction(generation: int, put: Iterable[Allocation] = (), drop: Iterable[Owner] = ()) -> bytes:
-    """One line."""
+def history_path(path: Path) -> Path:
+    """Where the transactions go that a log loses when it is written anew: the journal, only ever appended to."""
+    return path.with_name(path.name + ".history")
+
+
+def transaction(
+    generation: int, put: Iterable[Allocation] = (), drop: Iterable[Owner] = (), at: float | None = None
+) -> bytes:
+    """One line. `at` is when it was written, for people; None in a snapshot."""
     fields: dict[str, Any] = {"generation": generation}
+    fields |= {"at": round(at, 3)} if at is not None else {"snapshot": True}
     if entries := [encode(allocation) for allocation in put]:
         fields["put"] = entries
     if owners := [encode_owner(owner) for owner in drop]:

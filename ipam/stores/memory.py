@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from agent.errors import Conflict
 from ipam.ledger import Ledger
 from ipam.stores import Version, require_newer
@@ -13,6 +15,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._ledger = Ledger()
         self._writes = 0
+        self._changed = asyncio.Event()
 
     async def read(self) -> tuple[Ledger, Version]:
         return self._ledger, Version(str(self._writes))
@@ -23,3 +26,9 @@ class MemoryStore:
         require_newer(ledger, self._ledger)
         self._ledger = ledger
         self._writes += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self, version: Version) -> None:
+        if version == str(self._writes):
+            await self._changed.wait()

@@ -289,7 +289,7 @@ def test_a_crash_at_any_point_leaves_the_old_or_the_new_ledger(path: Path, situa
         "missing": ["pwrite", "fsync", "replace", "fsync"],
         "append": ["pwrite", "fdatasync", "pwrite"],
         "torn": ["ftruncate", "pwrite", "fdatasync", "pwrite"],
-        "rewrite": ["pwrite", "fsync", "replace", "fsync"],
+        "rewrite": ["pwrite", "fsync", "pwrite", "fsync", "replace", "fsync"],
     }
     assert seen == expected[situation]
 
@@ -333,10 +333,10 @@ def test_after_a_failed_sync_the_whole_file_is_written_anew(path: Path, disk: Di
     disk.arm(-1, fail)
     ledger, version = store._read()
     store._write(allocate(ledger, POLICY, owner("c"), 0.0)[0], version)
-    assert disk.calls == ["pwrite", "fsync", "replace", "fsync"]
+    assert disk.calls == ["pwrite", "fsync", "pwrite", "fsync", "replace", "fsync"]
     ledger, version = store._read()
     store._write(allocate(ledger, POLICY, owner("d"), 0.0)[0], version)
-    assert disk.calls[4:] == ["pwrite", "fdatasync", "pwrite"]
+    assert disk.calls[6:] == ["pwrite", "fdatasync", "pwrite"]
 
 
 async def test_many_tasks_and_two_instances_share_one_file(path: Path) -> None:
