@@ -26,6 +26,7 @@ from agent.wireguard.choose import Choice, Mode, choose
 log = logging.getLogger("rhizome.daemon")
 
 CARRIER_SUFFIX = ".carrier"
+EGRESS_SUFFIX = ".egress"
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,11 +223,34 @@ def _secret_path(text: str) -> Path:
     return _path(text)
 
 
+def _destination(text: str) -> str:
+    """Written as it is compared: a network in its one spelling, a name in lower case."""
+    if re.fullmatch(r"[0-9a-fA-F:.]+(/[0-9]+)?", text) and not re.fullmatch(r"[a-fA-F.]+", text):
+        return str(_cidr(text))
+    dns_name(text.lower().removeprefix("."))
+    return text.lower()
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError("not three octal digits such as 0660")
+    return int(text, 8)
+
+
+def _owner(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?", text, re.ASCII):
+        raise ValueError("not a user, or user:group, by names or numbers")
+    return text
+
+
 TEXT = Kind("TEXT", "text", "text", _text)
 BOOL = Kind("true|false", "true or false", "true", _boolean, (bool,), _same)
 PORT = _PORT
 CIDR = Kind("CIDR", "a network such as 10.250.0.0/16", "10.250.0.0/16", _cidr)
 ADDRESS = Kind("ADDRESS", "an IP address", "10.250.0.7", _address)
+DESTINATION = Kind("CIDR|NAME", "a network, a DNS name, or .name for all below it", "10.243.0.10/32", _destination)
+MODE = Kind("MODE", "octal permission bits", "0660", _mode, show=lambda mode: f"{mode:04o}")
+OWNER = Kind("USER[:GROUP]", "user and group, names or numbers", "65532:65532", _owner)
 LISTEN = Kind("ADDRESS:PORT", "address and port, such as [::]:8443", "127.0.0.1:8443", _listen)
 TARGET = Kind("HOST:PORT", "host and port, such as vpn.example:8443", "vpn.example:8443", _target)
 SERVER_NAME = Kind("NAME", "a DNS name or IP address", "vpn.example", _server_name)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from agent.health import canary_is_fresh
-from agent.status import PathHealth, PeerHealth, RoleStatus, Verdict
+from agent.status import EgressHealth, PathHealth, PeerHealth, RoleStatus, Verdict
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -61,6 +61,8 @@ class StatusCollector(Collector):
             ("grant_expires_in_seconds", "Until the server's grant ends.", status.grant_expires_in_s),
         ):
             yield _gauge(name, help, (), [((), value)])
+        if status.egress is not None:
+            yield from _egress(status.egress)
         pool: Rows = [(("used",), status.addresses_used), (("free",), status.addresses_free)]
         yield _gauge("addresses", "Tunnel addresses of the pool.", ("state",), pool)
 
@@ -121,3 +123,22 @@ def _peers(peers: tuple[PeerHealth, ...]) -> Iterator[Metric]:
         ("peer_transmit_bytes", "Bytes sent to the peer.", "tx_bytes"),
     ):
         yield _counter(name, help, ("peer",), [((peer.name,), getattr(peer, attribute)) for peer in peers])
+
+
+def _egress(egress: EgressHealth) -> Iterator[Metric]:
+    rows: Rows = [(("open",), egress.open), (("head",), egress.heads)]
+    yield _gauge(
+        "egress_connections", "Connections of the egress proxy, and those without a request yet.", ("state",), rows
+    )
+    dials = [(tuple(word.split(" ", 1)), count) for word, count in egress.dials]
+    yield _counter("egress_dials", "Requests to the egress proxy, by how far they came.", ("stage", "result"), dials)
+    sums = [(("up",), egress.up_bytes), (("down",), egress.down_bytes)]
+    yield _counter("egress_bytes", "Bytes into the shoot (up) and out of it.", ("direction",), sums)
+    family = HistogramMetricFamily("rhizome_egress_dial_seconds", "From a request to its tunnel, successes only.")
+    total, buckets = 0, []
+    for bound, count in egress.latency:
+        total += count
+        buckets.append(("+Inf" if bound == "inf" else bound, float(total)))
+    if buckets:
+        family.add_metric((), buckets, egress.latency_sum_s)
+    yield family

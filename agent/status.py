@@ -84,10 +84,26 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
+class EgressHealth:
+    """The egress proxy, since its process started. `dials` counts by "stage result", `latency` successful ones by the upper
+    bound of their bucket in seconds ("inf" for the last); `up_bytes` went into the shoot."""
+
+    listening: tuple[str, ...]
+    open: int = 0
+    heads: int = 0
+    dials: Counts = ()
+    latency: Counts = ()
+    latency_sum_s: float = 0.0
+    up_bytes: int = 0
+    down_bytes: int = 0
+    last_failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RoleStatus:
     """Everything that a role tells. `since_s` is how long the verdict stands; `causes` has the root cause first.
 
-    `epoch` names the incarnation of the device; `backend` is kernel or userspace and `backend_reason` why.
+    `epoch` names the incarnation of the device; `backend` is kernel or userspace and `backend_reason` why. `egress` None: not configured.
     """
 
     role: str
@@ -109,6 +125,7 @@ class RoleStatus:
     grant_expires_in_s: float | None = None
     addresses_used: int | None = None
     addresses_free: int | None = None
+    egress: EgressHealth | None = None
 
 
 _NESTED: Mapping[str, type[Any]] = {
@@ -156,6 +173,8 @@ def _value(declared: Any, value: Any) -> Any:
         return Verdict(value)
     if declared == "Counters":
         return _read(Counters, value)
+    if declared == "EgressHealth | None":
+        return None if value is None else _read(EgressHealth, value)
     if declared in _NESTED:
         return tuple(_read(_NESTED[declared], item) for item in value)
     return tuple(value) if isinstance(value, list) else value

@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Self
 
 _CLONE_NEWNET = 0x40000000
@@ -49,6 +50,19 @@ class Inside:
     def close(self) -> None:
         """Once no socket made inside is open either, the kernel removes the namespace with all that is in it."""
         os.close(self._fd)
+
+
+@contextmanager
+def entered(path: Path) -> Iterator[None]:
+    """The calling thread is in the network namespace with this name meanwhile. Sockets made inside stay inside."""
+    before, inside = _current(), os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _call("setns", inside, _CLONE_NEWNET)
+        yield
+    finally:
+        _call("setns", before, _CLONE_NEWNET)
+        os.close(before)
+        os.close(inside)
 
 
 def _current() -> int:

@@ -25,6 +25,7 @@ from ipam.stores.file import FileStore
 from ipam.stores.memory import MemoryStore
 from seed_server import desired
 from seed_server.charter import Charter, charter
+from seed_server.egress_link import egress
 from seed_server.registry import Registry
 from seed_server.reporter import Reporter
 from seed_server.server import Allocate, SeedServer
@@ -72,8 +73,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 wireguard_port=settings.wireguard_port,
                 resync_s=settings.resync_s,
             )
-            async with health(settings, Reporter(server, on.choice, settings.tls_certificate).status):
-                await server.run(link.events(), stop)
+            async with egress(settings, bound, server) as proxy:
+                reporter = Reporter(server, on.choice, settings.tls_certificate, proxy)
+                async with health(settings, reporter.status):
+                    if proxy is not None:
+                        proxy.start()
+                    await server.run(link.events(), stop)
 
 
 def _guard(settings: Settings) -> None:

@@ -12,16 +12,18 @@ from agent.identity import Role
 from agent.status import Counters, Counts, RoleStatus, Verdict
 from agent.wireguard.choose import Choice
 from seed_server import report
+from seed_server.egress_link import EgressLink
 from seed_server.server import SeedServer
 
 
 class Reporter:
     """One per process: it remembers since when the verdict stands."""
 
-    def __init__(self, server: SeedServer, choice: Choice, certificate: Path) -> None:
+    def __init__(self, server: SeedServer, choice: Choice, certificate: Path, egress: EgressLink | None = None) -> None:
         self._server = server
         self._choice = choice
         self._certificate = certificate
+        self._egress = egress
         self._since = Since(Verdict.DOWN, time.monotonic())
 
     def status(self) -> RoleStatus:
@@ -58,6 +60,7 @@ class Reporter:
             ranges=ranges,
             counters=Counters(_counts(live.refused), _counts(live.turned_away), _counts(live.steps)),
             certificate_expires_in_s=expires_in_s(self._certificate, wall),
+            egress=self._egress.health() if self._egress is not None else None,
         )
 
 

@@ -8,10 +8,25 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import ClassVar
 
-from agent.kinds import CIDR, IFNAME, LISTEN, PATH, HostPort, integer
-from agent.model import IPNetwork
-from agent.role_settings import NETWORKS, OPERATION, TRANSPORT, TUNNEL, RoleSettings
+from agent.kinds import (
+    ADDRESS,
+    CIDR,
+    DESTINATION,
+    IFNAME,
+    LISTEN,
+    MODE,
+    OWNER,
+    PATH,
+    SECRET_PATH,
+    HostPort,
+    integer,
+    number,
+)
+from agent.model import IPAddress, IPNetwork
+from agent.role_settings import IDENTITY, NETWORKS, OPERATION, TRANSPORT, TUNNEL, RoleSettings
 from agent.settings import Rule, setting, settings
+
+EGRESS = "Egress proxy"
 
 #: A grant is never longer, so a revoked client is out within the hour.
 GRANT_LIFETIME_MAX_S = 3600
@@ -37,6 +52,8 @@ class Settings(RoleSettings):
         "--node-networks 10.250.0.0/16 --pod-networks 100.96.0.0/11 --service-networks 100.64.0.0/13",
         "rhizome-seed-server --config examples/seed-server.toml --print-config",
     )
+
+    GROUPS: ClassVar[tuple[str, ...]] = (IDENTITY, TRANSPORT, NETWORKS, EGRESS, TUNNEL, OPERATION)
 
     ifname: str = setting(IFNAME, "name of the WireGuard device", group=TUNNEL, default="rz-seed")
     persistent_keepalive_s: int = setting(
@@ -66,6 +83,68 @@ class Settings(RoleSettings):
     service_networks: tuple[IPNetwork, ...] = settings(CIDR, "the shoot's services", group=NETWORKS)
     seed_networks: tuple[IPNetwork, ...] = settings(
         CIDR, "the seed's own nodes, pods and services; nothing of them is ever routed to the shoot", group=NETWORKS
+    )
+
+    egress_listen: tuple[HostPort, ...] = settings(
+        LISTEN,
+        "addresses of the egress proxy for kube-apiserver, over TLS with client certificates, such as [::]:9443; empty: none",
+        group=EGRESS,
+    )
+    egress_socket: Path | None = setting(
+        PATH, "Unix socket of the egress proxy, without TLS; empty: none", group=EGRESS, default=None
+    )
+    egress_socket_owner: str | None = setting(
+        OWNER, "owner of the Unix socket; empty: the user and group of this process", group=EGRESS, default=None
+    )
+    egress_socket_mode: int = setting(
+        MODE, "permissions of the Unix socket; whoever may write to it may use it", group=EGRESS, default=0o660
+    )
+    egress_client_ca: Path | None = setting(
+        PATH,
+        "PEM file with the CA of kube-apiserver's client certificates; every certificate under it may use the proxy; empty: no TLS listener",
+        group=EGRESS,
+        default=None,
+        file=True,
+    )
+    egress_tls_certificate: Path | None = setting(
+        PATH,
+        "PEM file with the proxy's certificate chain; empty: tls_certificate",
+        group=EGRESS,
+        default=None,
+        file=True,
+    )
+    egress_tls_key: Path | None = setting(
+        SECRET_PATH,
+        "PEM file with that certificate's private key; empty: tls_key",
+        group=EGRESS,
+        default=None,
+        file=True,
+    )
+    egress_direct: tuple[str, ...] = settings(
+        DESTINATION,
+        "networks and names that the proxy dials in the seed, and not through the tunnel",
+        group=EGRESS,
+    )
+    egress_dns: tuple[IPAddress, ...] = settings(
+        ADDRESS,
+        "the shoot's name servers, such as its cluster DNS, asked through the tunnel; empty: names are refused",
+        group=EGRESS,
+    )
+    egress_dial_timeout_s: float = setting(
+        number(0.1, 60, "SECONDS"),
+        "how long name and connection may take together; by default the answer is there within five seconds",
+        group=EGRESS,
+        default=4.5,
+        unit="seconds",
+    )
+    egress_max_connections: int = setting(
+        integer(1, 100_000), "connections through the proxy at once", group=EGRESS, default=4096
+    )
+    egress_max_heads: int = setting(
+        integer(1, 100_000),
+        "connections that have not sent their request yet, for each kind of socket",
+        group=EGRESS,
+        default=256,
     )
 
     ipam_file: Path | None = setting(
@@ -100,11 +179,38 @@ class Settings(RoleSettings):
                 ("node_networks", "pod_networks", "service_networks"), "all empty: nothing could be reached; give one"
             )
         yield from self._check_shoot_networks()
+        yield from self._check_egress()
         for theirs in self.seed_networks:
             for ours in self.tunnel_networks:
                 if ours.overlaps(theirs):
                     text = f"{ours} overlaps {theirs}: choose another tunnel network"
                     yield Rule(("tunnel_networks", "seed_networks"), text)
+
+    def _check_egress(self) -> Iterator[Rule]:
+        if self.egress_listen and self.egress_client_ca is None:
+            yield Rule(
+                ("egress_listen", "egress_client_ca"),
+                "without a CA of its clients nobody could be told from anybody: name kube-apiserver's",
+            )
+        if (self.egress_tls_certificate is None) != (self.egress_tls_key is None):
+            yield Rule(("egress_tls_certificate", "egress_tls_key"), "one without the other: give both or none")
+        if self.egress_socket is not None and not self.egress_socket.is_absolute():
+            yield Rule(("egress_socket",), f"{self.egress_socket} must be an absolute path")
+        for server in self.egress_dns:
+            if not any(server.version == n.version and server in n for n in self.shoot_networks()):
+                yield Rule(("egress_dns",), f"{server} is in none of the shoot's ranges: name the shoot's own DNS")
+        for text in self.egress_direct:
+            if "/" not in text:
+                continue
+            network = ip_network(text)
+            for special in SPECIAL_NETWORKS:
+                if network.prefixlen and network.overlaps(special):
+                    yield Rule(("egress_direct",), f"{network} overlaps {special}, which is never dialled: remove it")
+            if not network.prefixlen:
+                yield Rule(("egress_direct",), f"{network} is everything: name what has to be reached in the seed")
+            for theirs in self.shoot_networks():
+                if network.overlaps(theirs):
+                    yield Rule(("egress_direct",), f"{network} overlaps {theirs}, which is the shoot's: it is either")
 
     def _check_shoot_networks(self) -> Iterator[Rule]:
         for name in ("node_networks", "pod_networks", "service_networks"):

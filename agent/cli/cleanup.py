@@ -1,4 +1,4 @@
-"""`rhizome-agent cleanup`: stop the carriers, and remove every device, route, rule and nft table of ours; nothing else."""
+"""`rhizome-agent cleanup`: stop carriers and egress proxies, and remove every device, route, rule and nft table of ours; nothing else."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from pathlib import Path
 
 from agent import cleanup
 from agent.carrier.client import stop_carrier
-from agent.daemon import CARRIER_SUFFIX
+from agent.companion.attach import Companion, stop_companion
+from agent.companion.lines import Drain
+from agent.daemon import CARRIER_SUFFIX, EGRESS_SUFFIX
 from agent.errors import RhizomeError, Unsupported
 from agent.exits import Exit
 from agent.host import Step, WireGuard
 from agent.netlink import LinuxNetStack
 from agent.status import SOCKET_SUFFIX
 from agent.wireguard.choose import PROGRAM, Mode, choose
+
+#: All that is known here of a seed server's egress process: how it is told to end.
+EGRESS = Companion("egress", "", str, bytes, Drain(0.0))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,11 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"a daemon still runs for {', '.join(running)} and would make all of it again: stop it first"
         )
     carriers = sorted(arguments.runtime_dir.glob(f"*{CARRIER_SUFFIX}"))
-    steps = asyncio.run(_find() if arguments.dry_run else _remove(carriers, arguments.wireguard_go))
+    egresses = sorted(arguments.runtime_dir.glob(f"*{EGRESS_SUFFIX}"))
+    steps = asyncio.run(_find() if arguments.dry_run else _remove(carriers, egresses, arguments.wireguard_go))
     if not arguments.dry_run:
-        for path in (*carriers, *statuses):
+        for path in (*carriers, *egresses, *statuses):
             path.unlink(missing_ok=True)
-    _tell(carriers, steps, dry_run=arguments.dry_run)
+    _tell(carriers, egresses, steps, dry_run=arguments.dry_run)
     return Exit.OK
 
 
@@ -49,9 +55,11 @@ async def _find() -> tuple[Step, ...]:
         return await cleanup.find(net)
 
 
-async def _remove(carriers: list[Path], wireguard_go: str) -> tuple[Step, ...]:
+async def _remove(carriers: list[Path], egresses: list[Path], wireguard_go: str) -> tuple[Step, ...]:
     for path in carriers:
         await stop_carrier(path)
+    for path in egresses:
+        await stop_companion(EGRESS, path)
     async with LinuxNetStack() as net:
         steps = await cleanup.find(net)
         await cleanup.remove(steps, await _backends(wireguard_go), net)
@@ -76,8 +84,9 @@ async def _backends(wireguard_go: str) -> list[WireGuard]:
     return found
 
 
-def _tell(carriers: list[Path], steps: tuple[Step, ...], *, dry_run: bool) -> None:
+def _tell(carriers: list[Path], egresses: list[Path], steps: tuple[Step, ...], *, dry_run: bool) -> None:
     lines = [f"stop the carrier of {path.name.removesuffix(CARRIER_SUFFIX)}" for path in carriers]
+    lines += [f"stop the egress proxy of {path.name.removesuffix(EGRESS_SUFFIX)}" for path in egresses]
     lines += map(str, steps)
     verdict = "nothing of Rhizome's is here" if not lines else "would do" if dry_run else "done"
     sys.stdout.write("\n".join([f"{verdict}{':' if lines else ''}", *(f"  {line}" for line in lines)]) + "\n")

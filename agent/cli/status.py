@@ -15,7 +15,17 @@ from agent.cli.table import clean, table
 from agent.errors import RhizomeError
 from agent.exits import Exit
 from agent.health import duration
-from agent.status import SOCKET_SUFFIX, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict, from_json, to_json
+from agent.status import (
+    SOCKET_SUFFIX,
+    EgressHealth,
+    PathHealth,
+    PeerHealth,
+    RangeHealth,
+    RoleStatus,
+    Verdict,
+    from_json,
+    to_json,
+)
 
 TIMEOUT_S = 5.0
 
@@ -146,6 +156,8 @@ def _facts(status: RoleStatus) -> list[str]:
         facts.append(f"WireGuard: {status.backend}{reason}, epoch {status.epoch or 'unknown'}")
     if status.addresses_used is not None:
         facts.append(f"tunnel addresses: {status.addresses_used} used, {status.addresses_free} free")
+    if status.egress is not None:
+        facts += _egress(status.egress)
     for name, left in (("certificate", status.certificate_expires_in_s), ("grant", status.grant_expires_in_s)):
         if left is not None:
             facts.append(f"{name}: {'ends in ' + duration(left) if left > 0 else 'has ended'}")
@@ -161,6 +173,18 @@ def _facts(status: RoleStatus) -> list[str]:
         facts.append(f"reconnects: {counters.reconnects}")
     if status.version:
         facts.append(status.version)
+    return facts
+
+
+def _egress(egress: EgressHealth) -> list[str]:
+    good = dict(egress.dials).get("dial ok", 0)
+    failed = sum(count for _, count in egress.dials) - good
+    facts = [
+        f"egress on {', '.join(egress.listening)}: {egress.open} open, {good} dialled, {failed} refused or failed, "
+        f"{_size(egress.up_bytes)} into the shoot, {_size(egress.down_bytes)} out of it"
+    ]
+    if egress.last_failure:
+        facts.append(f"egress, last failure: {egress.last_failure}")
     return facts
 
 

@@ -29,7 +29,7 @@ class ControlSocket(ABC):
     def __init__(self, path: Path, name: str) -> None:
         """`name` is what kind of companion this is. Raises HostError when another one has the path, or it cannot be had."""
         self._path = path
-        self._sessions = 0
+        self._sessions: set[asyncio.StreamWriter] = set()
         self._lock = _lock(path.with_name(path.name + ".lock"), name)
         try:
             self._socket = _listen(path)
@@ -47,21 +47,23 @@ class ControlSocket(ABC):
                 log.warning("cannot accept a daemon: %s", exc.strerror, extra={"event": "control.accept_failed"})
                 await asyncio.sleep(0.5)
                 continue
-            if self._sessions >= SESSIONS_MAX or peer_credentials(conn)[1] not in (0, os.geteuid()):
+            if len(self._sessions) >= SESSIONS_MAX or peer_credentials(conn)[1] not in (0, os.geteuid()):
                 conn.close()
                 continue
             spawn(self._session(conn), name="control.session")
 
     def close(self) -> None:
-        """Leave nothing on the file system. The lock goes last: whoever waits for it finds the path free."""
+        """Hang up and leave nothing on the file system. The lock goes last: whoever waits for it finds the path free."""
+        for writer in self._sessions:
+            writer.close()
         self._socket.close()
         self._path.unlink(missing_ok=True)
         self._path.with_name(self._path.name + ".lock").unlink(missing_ok=True)
         os.close(self._lock)
 
     async def _session(self, conn: socket.socket) -> None:
-        self._sessions += 1
         reader, writer = await asyncio.open_unix_connection(sock=conn, limit=LINE_MAX_BYTES)
+        self._sessions.add(writer)
         try:
             writer.write(encode(self._hello()))
             while line := await reader.readline():
@@ -71,7 +73,7 @@ class ControlSocket(ABC):
             # ValueError: a line without an end.
             log.info("a daemon's connection ends: %s", exc, extra={"event": "control.broken"})
         finally:
-            self._sessions -= 1
+            self._sessions.discard(writer)
             self._on_left(writer)
             self._if_nobody_is_here()
             writer.close()

@@ -37,6 +37,13 @@ class Displaced:
     """A companion's last line to a daemon when another one has attached."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """For companions with work of their own: take no more of it, finish what is open within `drain_s`, and exit."""
+
+    drain_s: float
+
+
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): process, user, group
 
 

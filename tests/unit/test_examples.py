@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 import seed_server.settings
 import shoot_client.settings
 from agent.__main__ import main
 from agent.cli.flags import load
+from agent.kinds import LISTEN
 from agent.settings import BaseSettings
 from shoot_client.facts import read_file
 
@@ -51,6 +55,23 @@ def test_a_file(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return
     resolved = load(role, ["--config", str(path)], env={})
     assert f"file {path}" in resolved.sources.values()
+
+
+def test_the_egress_selector_is_what_kube_apiserver_takes() -> None:
+    """Its rules (k8s.io/apiserver, egressselector/config.go): known fields, one transport, TLS with a client certificate."""
+    document = yaml.safe_load((ROOT / "examples" / "egress-selector.yaml").read_text())
+    assert (document["apiVersion"], document["kind"]) == ("apiserver.k8s.io/v1beta1", "EgressSelectorConfiguration")
+    (selection,) = document["egressSelections"]
+    assert selection.keys() == {"name", "connection"}
+    assert selection["name"] == "cluster"
+    assert selection["connection"].keys() == {"proxyProtocol", "transport"}
+    assert selection["connection"]["proxyProtocol"] == "HTTPConnect"
+    (way,) = selection["connection"]["transport"].items()
+    assert way[0] == "tcp"
+    assert way[1]["tlsConfig"].keys() == {"caBundle", "clientCert", "clientKey"}
+    url = urlsplit(way[1]["url"])
+    example = tomllib.loads((ROOT / "examples" / "seed-server.toml").read_text())
+    assert (url.scheme, url.port) == ("https", LISTEN.parse(example["egress_listen"][0]).port)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.metrics import PEER_SERIES_MAX, exposition
-from agent.status import Counters, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict
+from agent.status import Counters, EgressHealth, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict
 
 STATUS = RoleStatus(
     "seed-server",
@@ -95,3 +95,24 @@ def test_the_number_of_series_is_bounded() -> None:
 def test_names_that_come_twice_do_not_break_the_page() -> None:
     twice = replace(STATUS, peers=STATUS.peers * 2, paths=STATUS.paths * 2)
     assert samples(twice)["rhizome_peer_prefixes", (("peer", "n1"),)] == 1
+
+
+def test_the_egress_proxys_numbers() -> None:
+    egress = EgressHealth(
+        ("[::]:9443",),
+        open=3,
+        heads=1,
+        dials=(("dial ok", 2), ("policy outside", 1)),
+        latency=(("0.001", 1), ("0.005", 1), ("inf", 0)),
+        latency_sum_s=0.004,
+        up_bytes=10,
+        down_bytes=20,
+    )
+    got = samples(replace(STATUS, egress=egress))
+    assert got["rhizome_egress_connections", (("state", "open"),)] == 3
+    assert got["rhizome_egress_dials_total", (("result", "outside"), ("stage", "policy"))] == 1
+    assert got["rhizome_egress_bytes_total", (("direction", "down"),)] == 20
+    assert [got["rhizome_egress_dial_seconds_bucket", (("le", le),)] for le in ("0.001", "0.005", "+Inf")] == [1, 2, 2]
+    assert got["rhizome_egress_dial_seconds_count", ()] == 2
+    assert got["rhizome_egress_dial_seconds_sum", ()] == 0.004
+    assert not any("egress" in name for name, _ in samples(STATUS))

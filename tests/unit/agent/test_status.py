@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agent.status import (
     Counters,
+    EgressHealth,
     PathHealth,
     PeerHealth,
     RangeHealth,
@@ -41,6 +42,7 @@ STATUS = st.builds(
     ranges=tuples(st.builds(RangeHealth, TEXT, TEXT, TEXT)),
     counters=st.builds(Counters, COUNTS, COUNTS, COUNTS, st.integers(0, 9)),
     grant_expires_in_s=AGE,
+    egress=st.none() | st.builds(EgressHealth, TEXTS, st.integers(0, 9), dials=COUNTS, last_failure=TEXT),
 )
 
 

@@ -14,7 +14,7 @@ import pytest
 from agent import observability
 from agent.__main__ import main
 from agent.cli import status as cli
-from agent.status import Counters, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict, from_json
+from agent.status import Counters, EgressHealth, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict, from_json
 
 STATUS = RoleStatus(
     "seed-server",
@@ -93,6 +93,20 @@ def test_what_comes_from_the_other_side_cannot_talk_to_the_terminal() -> None:
         peers=(PeerHealth(evil, refused=(evil,)),),
     )
     assert all(line.isprintable() for line in cli.render(status).splitlines())
+
+
+def test_the_egress_proxys_facts() -> None:
+    egress = EgressHealth(
+        ("[::]:9443", "/run/x.sock"),
+        3,
+        dials=(("dial ok", 2), ("policy outside", 1)),
+        up_bytes=2048,
+        last_failure="10.0.0.1:80: why",
+    )
+    text = cli.render(replace(STATUS, egress=egress))
+    assert "egress on [::]:9443, /run/x.sock: 3 open, 2 dialled, 1 refused or failed, 2.0KiB into the shoot" in text
+    assert "egress, last failure: 10.0.0.1:80: why" in text
+    assert text.splitlines()[0] == cli.render(STATUS).splitlines()[0]
 
 
 def test_colour_is_only_on_the_verdict() -> None:
