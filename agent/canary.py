@@ -2,7 +2,7 @@
 
 "Ready" rests on it: a canary came back a moment ago, so packets really cross, both ways, encrypted. The server asks, because
 nothing may be asked in the other direction (the seed denies it); each question says which answer arrived last, so the
-client learns that its answers arrive too. One socket on each side, bound to the tunnel device.
+client learns that its answers arrive too. What follows from answers that do not come is for agent.pulse to say. One socket on each side, bound to the tunnel device.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.model import IPAddress
+from agent.pulse import SUSPECT_INTERVAL_S, Pulse
 
 log = logging.getLogger("rhizome.canary")
 
 PORT = 52485
-INTERVAL_S = 1.0
-TICK_S = 0.2  # how often a target is asked that has not been heard of yet
-EAGER = 50  # so many questions long; a client that stays silent is asked once per INTERVAL_S like all others
+TICK_S = SUSPECT_INTERVAL_S  # how often the prober looks whom to ask
+EAGER_S = 0.2  # how often a target is asked that has not been heard of yet
+EAGER = 50  # so many questions long; a client that stays silent is asked like all others
+ANSWER_MAX_S = 3.0  # an older question's answer proves nothing about now
+REMEMBERED = 16  # questions and answers that a late message may still be about
 
 _FORMAT = struct.Struct("!4sII")  # magic, number of this question, number of the last question whose answer arrived
 _ASK, _ANSWER = b"rzC?", b"rzC!"
@@ -32,19 +35,31 @@ _ASK, _ANSWER = b"rzC?", b"rzC!"
 class Target:
     """What the server knows of one client's canary. Times are monotonic seconds, None for never."""
 
+    pulse: Pulse
     asked: int = 0
     answered: int = 0
-    asked_at: deque[float] = field(default_factory=lambda: deque(maxlen=3))  # of the last questions, newest last
-    answered_at: float | None = None
+    asked_at: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # newest last
     rtt_s: float | None = None
+
+    @property
+    def answered_at(self) -> float | None:
+        return self.pulse.answered_at
 
     def is_due(self, now: float) -> bool:
         """Two answers make both sides know that packets cross; until then there is no time to lose."""
-        eager = self.answered < 2 and self.asked < EAGER
-        return not self.asked_at or now - self.asked_at[-1] >= (TICK_S if eager else INTERVAL_S) - TICK_S / 2
+        if not self.asked_at:
+            return True
+        silent_s = now - self.asked_at[-1] + TICK_S / 2
+        if silent_s >= self.pulse.interval_s:
+            return True
+        if self.pulse.missing == 0:
+            return self.answered < 2 and silent_s >= EAGER_S
+        if self.answered < 2 and self.asked < EAGER:
+            return silent_s >= EAGER_S
+        return silent_s >= SUSPECT_INTERVAL_S and self.pulse.is_suspect(now, self.rtt_s)
 
     def age_s(self, now: float) -> float | None:
-        return None if self.answered_at is None else now - self.answered_at
+        return None if self.pulse.answered_at is None else now - self.pulse.answered_at
 
 
 class _Port:
@@ -115,9 +130,14 @@ class Prober:
     def is_open(self) -> bool:
         return self._port.is_open
 
-    def watch(self, addresses: set[str]) -> None:
-        """Exactly these are asked from now on; what is known of the others is forgotten."""
-        self.targets = {a: self.targets.get(a) or Target() for a in addresses}
+    def watch(self, address: str, pulse: Pulse) -> None:
+        """Ask this address too from now on; nothing changes for one that is asked already on behalf of this pulse."""
+        known = self.targets.get(address)
+        if known is None or known.pulse is not pulse:
+            self.targets[address] = Target(pulse)
+
+    def forget(self, address: str) -> None:
+        self.targets.pop(address, None)
 
     def ask(self) -> None:
         now = self._clock()
@@ -126,6 +146,7 @@ class Prober:
                 continue
             target.asked += 1
             target.asked_at.append(now)
+            target.pulse.asked(now)
             self._port.send(_FORMAT.pack(_ASK, target.asked, target.answered), (address, PORT))
 
     def close(self) -> None:
@@ -136,12 +157,12 @@ class Prober:
         if target is None or len(payload) != _FORMAT.size:
             return
         magic, number, _ = _FORMAT.unpack(payload)
-        late = target.asked - number
-        if (
-            magic == _ANSWER and number > target.answered and 0 <= late < len(target.asked_at)
-        ):  # older proves nothing about now
-            now = self._clock()
-            target.answered, target.answered_at, target.rtt_s = number, now, now - target.asked_at[-1 - late]
+        late, now = target.asked - number, self._clock()
+        if magic == _ANSWER and number > target.answered and 0 <= late < len(target.asked_at):
+            rtt_s = now - target.asked_at[-1 - late]
+            if rtt_s < ANSWER_MAX_S:
+                target.answered, target.rtt_s = number, rtt_s
+                target.pulse.answered(now)
 
 
 class Responder:
@@ -150,7 +171,7 @@ class Responder:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._port = _Port(self._asked)
-        self._answers: deque[int] = deque(maxlen=3)  # numbers of the last questions that we answered
+        self._answers: deque[int] = deque(maxlen=REMEMBERED)  # numbers of the last questions that we answered
         self.asked_at: float | None = None
         self.confirmed_at: float | None = None
 

@@ -61,7 +61,7 @@ class Grant:
     `epoch` names the incarnation of the server's device: a new one means that all sessions are gone, so the client adds
     the peer anew and handshakes at once. `tunnel_networks` is what the client routes into the tunnel and accepts packets
     from; `servers` are the server's own addresses there, in order of preference. `carries` is what of the offer the client
-    shall carry, `refused` the rest with the reason.
+    may be asked to carry, alone or in turn with others, `refused` the rest with the reason.
     """
 
     version: int

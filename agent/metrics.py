@@ -5,6 +5,7 @@ Names are `rhizome_*`, units are base units, and labels are bounded: fixed words
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -53,8 +54,12 @@ class StatusCollector(Collector):
             ("prefixes_refused", "Prefixes that a client may not carry.", "reason", counters.refused),
             ("connections_turned_away", "Connections that became no stream.", "cause", counters.turned_away),
             ("repairs", "Changes made to the host, by kind of step.", "step", counters.repairs),
+            ("failovers", "Clients that lost what others could carry too.", "cause", counters.failovers),
         ):
             yield _counter(name, help, (label,), [((word,), count) for word, count in counts])
+        yield _counter(
+            "prefix_moves", "Shared prefixes that went from one client to another.", (), [((), counters.moves)]
+        )
         yield _counter("reconnects", "Streams that were made after the first.", (), [((), counters.reconnects)])
         for name, help, value in (
             ("certificate_expires_in_seconds", "Until our certificate ends.", status.certificate_expires_in_s),
@@ -108,6 +113,10 @@ def _peers(peers: tuple[PeerHealth, ...]) -> Iterator[Metric]:
     answering = sum(canary_is_fresh(peer.canary_age_s) for peer in peers)
     rows = [(("answering",), answering), (("silent",), len(peers) - answering)]
     yield _gauge("peers", "Peers by whether a canary came back from them a moment ago.", ("state",), rows)
+    standings = Counter(peer.standing for peer in peers if peer.standing)
+    if standings:
+        rows = [((word,), standings[word]) for word in ("well", "unproven", "lost")]
+        yield _gauge("clients", "Clients by whether they are relied on for shared prefixes.", ("standing",), rows)
     if len(peers) > PEER_SERIES_MAX:
         return
     for name, help, attribute in (

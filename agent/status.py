@@ -50,7 +50,11 @@ class PathHealth:
 
 @dataclass(frozen=True, slots=True)
 class PeerHealth:
-    """One tunnel peer: on the server a client, on a client the server. Prefixes are those that it carries now."""
+    """One tunnel peer: on the server a client, on a client the server. Prefixes are those that it carries now.
+
+    `standing` is whether a client is relied on for what others could carry too: well, unproven or lost, and why; empty
+    where that is not asked.
+    """
 
     name: str
     addresses: tuple[str, ...] = ()
@@ -62,6 +66,8 @@ class PeerHealth:
     rx_bytes: int = 0
     tx_bytes: int = 0
     refused: tuple[str, ...] = ()
+    standing: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +81,15 @@ class RangeHealth:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Since this process started. `refused` prefixes by reason, `turned_away` connections by cause, `repairs` by step."""
+    """Since this process started. `refused` prefixes by reason, `turned_away` connections by cause, `repairs` by step,
+    `failovers` of clients whose shared prefixes went to others, by cause; `moves` of such prefixes, back again included."""
 
     refused: Counts = ()
     turned_away: Counts = ()
     repairs: Counts = ()
     reconnects: int = 0
+    failovers: Counts = ()
+    moves: int = 0
 
 
 @dataclass(frozen=True, slots=True)

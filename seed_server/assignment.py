@@ -1,27 +1,194 @@
-"""Which client carries a prefix that several of them could carry. Pure.
+"""Which client carries what several of them could carry. Pure: kept up to date change by change, no clock.
 
-Rendezvous hashing: every prefix goes to the candidate with the highest hash of (prefix, name). A client that comes or goes
-moves only the prefixes that it wins or held; all replicas agree without talking.
+A range that no node owns is cut into parts, always the same ones: as many as PART_BITS gives, however many clients there
+are, so that a client that comes or goes changes no part. Each part goes to the client with the highest hash of (part, name)
+among those that offer it (rendezvous hashing). A client that is lost moves only its own parts, one that comes takes only
+those that it wins, and two servers that see the same clients agree without talking.
+
+Only clients that are well take part. When nobody who offers a part is well, it stays where it is, as long as nobody else
+stands higher: a bad owner is better than none, and a change would help nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
+from types import MappingProxyType
+from typing import NamedTuple
 
-from agent.model import IPNetwork
+from agent.model import IPAddress, IPNetwork
+from agent.pulse import Standing
+
+#: 32 parts for each range: a few for each of a handful of clients, and few enough for an allowed-ips list.
+PART_BITS = 5
 
 
-def assign(offers: Mapping[str, Iterable[IPNetwork]]) -> dict[IPNetwork, str]:
-    """`offers`: client name -> shared prefixes that it could carry. Returns prefix -> the one client that carries it."""
-    owner: dict[IPNetwork, str] = {}
-    for name, prefixes in offers.items():
+@lru_cache(maxsize=256)
+def parts(network: IPNetwork) -> tuple[IPNetwork, ...]:
+    """The parts of a declared range, in order: 2**PART_BITS of them, or its single addresses when it is smaller."""
+    return tuple(network.subnets(min(PART_BITS, network.max_prefixlen - network.prefixlen)))
+
+
+@lru_cache(maxsize=1024)
+def parts_within(network: IPNetwork, prefix: IPNetwork) -> tuple[IPNetwork, ...]:
+    """Those parts of the declared `network` that lie in `prefix`; none when `prefix` is smaller than a part."""
+    return tuple(part for part in parts(network) if part.subnet_of(prefix))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A part changed hands. `before` None: nobody had it; `after` None: nobody is left who offers it."""
+
+    part: IPNetwork
+    before: str | None
+    after: str | None
+
+
+class _Bidder(NamedTuple):
+    offers: tuple[IPNetwork, ...]
+    standing: Standing
+
+
+class _Crowd:
+    """Those who offer one prefix, by how they stand."""
+
+    __slots__ = ("by_standing",)
+
+    def __init__(self) -> None:
+        self.by_standing: dict[Standing, set[str]] = {standing: set() for standing in Standing}
+
+
+class Assignment:
+    """Owners of the parts of `ranges`, which may be of both address families."""
+
+    def __init__(self, ranges: Iterable[IPNetwork]) -> None:
+        self._ranges = tuple(ranges)
+        self._owners: dict[IPNetwork, str] = {}
+        self._held: dict[str, set[IPNetwork]] = defaultdict(set)
+        self._bidders: dict[str, _Bidder] = {}
+        self._crowds: dict[IPNetwork, _Crowd] = defaultdict(_Crowd)
+        self._reserved: dict[IPNetwork, str] = {}
+
+    @property
+    def owners(self) -> Mapping[IPNetwork, str]:
+        """Part -> the one client that carries it."""
+        return MappingProxyType(self._owners)
+
+    def held(self, name: str) -> tuple[IPNetwork, ...]:
+        """The parts that this client carries, in order."""
+        return tuple(sorted(self._held.get(name, ()), key=lambda p: (p.version, p)))
+
+    def part_of(self, address: IPAddress) -> IPNetwork | None:
+        """The owned part with this address, None without one; the longest prefix wins, as in WireGuard."""
+        around = [_part_around(network, address) for network in self._ranges if address in network]
+        owned = [part for part in around if part in self._owners]
+        return max(owned, key=lambda part: part.prefixlen, default=None)
+
+    def put(self, name: str, offers: tuple[IPNetwork, ...], standing: Standing) -> list[Move]:
+        """The client offers exactly these prefixes, and stands so, from now on."""
+        bidder = _Bidder(offers, standing)
+        if self._bidders.get(name) == bidder:
+            return []
+        self._forget(name)
+        self._bidders[name] = bidder
+        for prefix in offers:
+            self._crowds[prefix].by_standing[standing].add(name)
+        touched = set(self._held.get(name, ()))
+        touched.update(self._parts_of(offers))
+        return self._settle(touched, name)
+
+    def drop(self, name: str) -> list[Move]:
+        """The client is gone."""
+        self._forget(name)
+        moves = self._settle(set(self._held.get(name, ())), name)
+        self._held.pop(name, None)
+        return moves
+
+    def reserve(self, holder: str, prefixes: Iterable[IPNetwork]) -> None:
+        """Parts in these prefixes are given to nobody: `holder`, who is no client yet, has them and is expected."""
+        for part in self._parts_of(prefixes):
+            self._reserved[part] = holder
+
+    def release(self, holder: str) -> list[Move]:
+        """What was reserved for `holder` is so no longer."""
+        released = [part for part, other in self._reserved.items() if other == holder]
+        for part in released:
+            del self._reserved[part]
+        return [move for part in released for move in self._settle_one(part, None)]
+
+    def _parts_of(self, prefixes: Iterable[IPNetwork]) -> Iterator[IPNetwork]:
         for prefix in prefixes:
-            rival = owner.get(prefix)
-            if rival is None or _weight(prefix, name) > _weight(prefix, rival):
-                owner[prefix] = name
-    return owner
+            for network in self._ranges:
+                if network.version == prefix.version and network.overlaps(prefix):
+                    yield from parts_within(network, prefix)
+
+    def _forget(self, name: str) -> None:
+        bidder = self._bidders.pop(name, None)
+        if bidder is None:
+            return
+        for prefix in bidder.offers:
+            crowd = self._crowds[prefix]
+            crowd.by_standing[bidder.standing].discard(name)
+            if not any(crowd.by_standing.values()):
+                del self._crowds[prefix]
+
+    def _settle(self, touched: set[IPNetwork], name: str) -> list[Move]:
+        return [move for part in touched for move in self._settle_one(part, name)]
+
+    def _settle_one(self, part: IPNetwork, changed: str | None) -> Iterator[Move]:
+        """Find the owner of a part again, after something about the client `changed` did change (None: anything)."""
+        if part in self._reserved:
+            return
+        before = self._owners.get(part)
+        after = self._winner(part, before, changed)
+        if after == before:
+            return
+        if before is not None:
+            self._held[before].discard(part)
+        if after is None:
+            del self._owners[part]
+        else:
+            self._owners[part] = after
+            self._held[after].add(part)
+        yield Move(part, before, after)
+
+    def _winner(self, part: IPNetwork, before: str | None, changed: str | None) -> str | None:
+        standing, crowds = self._best(part)
+        if not crowds:
+            return None
+        if before is not None and any(before in crowd for crowd in crowds):
+            if standing is not Standing.WELL:
+                return before
+            if changed is not None and changed != before:
+                # The owner won against all others before; only the changed one is new to it.
+                rivals = [changed] if any(changed in crowd for crowd in crowds) else []
+                return max([before, *rivals], key=lambda name: _weight(part, name))
+        return max((name for crowd in crowds for name in crowd), key=lambda name: _weight(part, name))
+
+    def _best(self, part: IPNetwork) -> tuple[Standing, list[set[str]]]:
+        """The highest standing among those who offer this part, and who stands so."""
+        around = [self._crowds[prefix] for prefix in _around(part) if prefix in self._crowds]
+        for standing in sorted(Standing, reverse=True):
+            if crowds := [crowd.by_standing[standing] for crowd in around if crowd.by_standing[standing]]:
+                return standing, crowds
+        return Standing.LOST, []
 
 
-def _weight(prefix: IPNetwork, name: str) -> tuple[bytes, str]:
-    return blake2b(f"{prefix}\0{name}".encode(), digest_size=8).digest(), name
+@lru_cache(maxsize=4096)
+def _around(part: IPNetwork) -> tuple[IPNetwork, ...]:
+    """What may be offered that covers this part: itself and larger prefixes up to a whole range."""
+    return tuple(part.supernet(bits) for bits in range(min(PART_BITS, part.prefixlen) + 1))
+
+
+def _part_around(network: IPNetwork, address: IPAddress) -> IPNetwork:
+    """The part of the declared `network` that has this address."""
+    length = min(network.prefixlen + PART_BITS, network.max_prefixlen)
+    spare = network.max_prefixlen - length
+    return type(network)((int(address) >> spare << spare, length))
+
+
+def _weight(part: IPNetwork, name: str) -> tuple[bytes, str]:
+    return blake2b(f"{part}\0{name}".encode(), digest_size=8).digest(), name

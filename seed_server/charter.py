@@ -36,6 +36,7 @@ def charter(settings: Settings) -> Charter:
             services=settings.service_networks,
             protected=tuple(protected),
             lifetime_s=min(float(settings.grant_lifetime_s), LIFETIME_MAX_S),
+            shared_nodes=settings.shared_nodes,
         ),
         addresses=tuple(network[1] for network in settings.tunnel_networks),
         tunnel_networks=settings.tunnel_networks,

@@ -6,9 +6,10 @@ With 5,000 nodes that each hold a few prefixes, admission must not compare every
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from types import MappingProxyType
 
 from agent.identity import Identity
 from agent.model import IPNetwork
@@ -18,10 +19,11 @@ _Key = tuple[int, int, int]  # version, last address, first address: sorted by w
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """`keys` is sorted; `claims[i]` is the prefix and its holder at `keys[i]`."""
+    """`keys` is sorted; `claims[i]` is the prefix and its holder at `keys[i]`; `held` has each holder's prefixes."""
 
     keys: tuple[_Key, ...] = ()
     claims: tuple[tuple[IPNetwork, Identity], ...] = ()
+    held: Mapping[Identity, tuple[IPNetwork, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     def overlap(self, prefix: IPNetwork, holder: Identity) -> tuple[IPNetwork, Identity] | None:
         """A claim of somebody other than `holder` that shares an address with `prefix`, None if there is none."""
@@ -38,13 +40,22 @@ class Claims:
 
     def replace(self, holder: Identity, prefixes: Iterable[IPNetwork]) -> Claims:
         """`holder` claims exactly these now. They must not overlap anybody else's (ask `overlap` first)."""
-        rows = [(key, claim) for key, claim in zip(self.keys, self.claims, strict=True) if claim[1] != holder]
         prefixes = tuple(prefixes)
         whole: list[IPNetwork] = [*collapse_addresses(p for p in prefixes if isinstance(p, IPv4Network))]
         whole += collapse_addresses(p for p in prefixes if isinstance(p, IPv6Network))
-        rows += [(_key(p), (p, holder)) for p in whole]
-        rows.sort(key=lambda row: row[0])  # nearly sorted already: cheap
-        return Claims(tuple(key for key, _ in rows), tuple(claim for _, claim in rows))
+        keys, claims = list(self.keys), list(self.claims)
+        for prefix in self.held.get(holder, ()):
+            index = bisect_left(keys, _key(prefix))
+            del keys[index], claims[index]
+        for prefix in whole:
+            key = _key(prefix)
+            index = bisect_left(keys, key)
+            keys.insert(index, key)
+            claims.insert(index, (prefix, holder))
+        held = {**self.held, holder: tuple(whole)}
+        if not whole:
+            del held[holder]
+        return Claims(tuple(keys), tuple(claims), MappingProxyType(held))
 
 
 def _key(prefix: IPNetwork) -> _Key:

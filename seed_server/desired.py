@@ -35,10 +35,9 @@ def tunnel(device: Device, charter: Charter, registry: Registry, carries: Carrie
     )
 
 
-def grant(
-    public_key: PublicKey, epoch: str, charter: Charter, client: Client, carries: tuple[IPNetwork, ...], now: float
-) -> Grant:
-    """What this client is told."""
+def grant(public_key: PublicKey, epoch: str, charter: Charter, client: Client, now: float) -> Grant:
+    """What this client is told. It opens all that it may ever carry: who of several carries a part is decided here alone,
+    and changes without a word to any of them."""
     return Grant(
         version=VERSION_MAX,
         epoch=epoch,
@@ -46,7 +45,7 @@ def grant(
         addresses=client.addresses,
         servers=charter.addresses,
         tunnel_networks=charter.tunnel_networks,
-        carries=carries,
+        carries=client.own + client.shared,
         refused=tuple((str(r.prefix), r.text) for r in client.refused),
         mtu_bytes=charter.mtu_bytes,
         persistent_keepalive_s=charter.persistent_keepalive_s,

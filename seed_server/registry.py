@@ -14,7 +14,7 @@ from types import MappingProxyType
 from agent.identity import Identity, Role
 from agent.messages import VERSION_MAX, VERSION_MIN, Enroll, Offer, Refuse
 from agent.model import IPAddress, IPNetwork, Peer, PresharedKey, PublicKey
-from seed_server.assignment import assign
+from seed_server.assignment import PART_BITS, parts_within
 from seed_server.claims import Claims
 
 STREAM = "stream"  # the name of the device whose packets travel on the stream
@@ -22,7 +22,8 @@ STREAM = "stream"  # the name of the device whose packets travel on the stream
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What this control plane declared. `protected` pairs a prefix with where it comes from, for the refusal's sentence."""
+    """What this control plane declared. `protected` pairs a prefix with where it comes from, for the refusal's sentence.
+    `shared_nodes`: a client may offer to reach all nodes, which counts for those that have no client of their own."""
 
     control_plane: str
     nodes: tuple[IPNetwork, ...]
@@ -31,6 +32,7 @@ class Policy:
     protected: tuple[tuple[IPNetwork, str], ...]
     lifetime_s: float
     roles: frozenset[Role] = frozenset({Role.SHOOT_CLIENT})
+    shared_nodes: bool = False
 
     def declared(self, kind: str) -> tuple[IPNetwork, ...]:
         return {"nodes": self.nodes, "pods": self.pods, "services": self.services}[kind]
@@ -67,10 +69,11 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """`clients` by identity text. `adopted` are peers found on the device at start, kept until `adopted_until` so that a
+    """`clients` by identity text, `holders` is who has which public key. `adopted` are peers found on the device at start, kept until `adopted_until` so that a
     restarted server interrupts nobody; a client that enrols again takes its place."""
 
     clients: Mapping[str, Client] = field(default_factory=lambda: MappingProxyType({}))
+    holders: Mapping[PublicKey, str] = field(default_factory=lambda: MappingProxyType({}))
     claims: Claims = field(default_factory=Claims)  # the `own` prefixes of all clients
     adopted: tuple[Peer, ...] = ()
     adopted_until: float = 0.0
@@ -104,11 +107,11 @@ def precheck(
         return Refuse("key", f"no public key for the device {STREAM!r}")
     if key == server_key:
         return Refuse("key", "this public key is the server's own")
-    holder = next((c for c in registry.clients.values() if c.public_key == key and c.identity != identity), None)
-    if holder is not None:
+    holder = registry.holders.get(key, str(identity))
+    if holder != str(identity):
         return Refuse(
             "key",
-            f"this public key is held by {holder.identity}: every client needs a key of its own",
+            f"this public key is held by {holder}: every client needs a key of its own",
             retry_after_s=60.0,
         )
     return None
@@ -155,12 +158,12 @@ def update_offer(registry: Registry, policy: Policy, identity: Identity, offer: 
     return Admitted(_with(registry, client), client)
 
 
-def stream_down(registry: Registry, stream: int, now: float) -> Registry:
-    """The client stays in until its grant ends; what it shares moves to others meanwhile."""
-    for client in registry.clients.values():
-        if client.stream == stream:
-            return _with(registry, replace(client, stream=None, stream_lost_at=now))
-    return registry
+def stream_down(registry: Registry, key: str, stream: int, now: float) -> Registry:
+    """The client stays in until its grant ends; what it shares moves to others meanwhile. `key` is its identity's text."""
+    client = registry.clients.get(key)
+    if client is None or client.stream != stream:
+        return registry
+    return _with(registry, replace(client, stream=None, stream_lost_at=now))
 
 
 def expire(registry: Registry, now: float) -> Registry:
@@ -175,11 +178,12 @@ def expire(registry: Registry, now: float) -> Registry:
 def without(registry: Registry, gone: Iterable[Client]) -> Registry:
     """The registry after these clients left; their addresses stay theirs in the IPAM."""
     claims = registry.claims
-    clients = dict(registry.clients)
+    clients, holders = dict(registry.clients), dict(registry.holders)
     for client in gone:
         claims = claims.replace(client.identity, ())
         clients.pop(str(client.identity), None)
-    return replace(registry, clients=MappingProxyType(clients), claims=claims)
+        holders.pop(client.public_key, None)
+    return replace(registry, clients=MappingProxyType(clients), holders=MappingProxyType(holders), claims=claims)
 
 
 def next_expiry(registry: Registry) -> float | None:
@@ -187,29 +191,18 @@ def next_expiry(registry: Registry) -> float | None:
     return min(times, default=None)
 
 
-def carried(registry: Registry, now: float, patience_s: float = 2.0) -> dict[str, tuple[IPNetwork, ...]]:
-    """Identity text -> prefixes that this client carries now, its own addresses not included. One owner per prefix.
-
-    Shared prefixes go to clients with a live stream (or one lost less than `patience_s` ago); if there is none, to any.
-    """
-    live = {
-        key: c.shared
-        for key, c in registry.clients.items()
-        if c.stream is not None or (c.stream_lost_at is not None and now - c.stream_lost_at < patience_s)
-    }
-    owners = assign({key: c.shared for key, c in registry.clients.items()}) | assign(live)
-    return {
-        key: c.own + tuple(prefix for prefix in c.shared if owners[prefix] == key)
-        for key, c in registry.clients.items()
-    }
-
-
 def _with(registry: Registry, client: Client) -> Registry:
-    clients = {**registry.clients, str(client.identity): client}
-    before = registry.clients.get(str(client.identity))
-    unchanged = before is not None and before.own == client.own
-    claims = registry.claims if unchanged else registry.claims.replace(client.identity, client.own)
-    return replace(registry, clients=MappingProxyType(clients), claims=claims)
+    key = str(client.identity)
+    before = registry.clients.get(key)
+    clients = {**registry.clients, key: client}
+    holders, claims = registry.holders, registry.claims
+    if before is None or before.public_key != client.public_key:
+        mine = before.public_key if before is not None else None
+        others = {held: holder for held, holder in holders.items() if held != mine} if mine else holders
+        holders = MappingProxyType({**others, client.public_key: key})
+    if before is None or before.own != client.own:
+        claims = claims.replace(client.identity, client.own)
+    return replace(registry, clients=MappingProxyType(clients), holders=holders, claims=claims)
 
 
 def _judge(
@@ -219,8 +212,9 @@ def _judge(
     shared: list[IPNetwork] = []
     refused: list[Refusal] = []
     for kind, prefix in _kinds(offer):
-        may_share = kind == "services" or (kind == "pods" and prefix in policy.pods)  # longest prefix wins over it
-        refusal = _refusal(policy, kind, prefix) or (None if may_share else _taken(registry.claims, identity, prefix))
+        may_share = _may_share(policy, kind, prefix)
+        refusal = _refusal(policy, kind, prefix, may_share)
+        refusal = refusal or (None if may_share else _taken(registry.claims, identity, prefix))
         if refusal is not None:
             refused.append(refusal)
         elif may_share:
@@ -236,17 +230,30 @@ def _kinds(offer: Offer) -> Iterator[tuple[str, IPNetwork]]:
             yield kind, prefix
 
 
-def _refusal(policy: Policy, kind: str, prefix: IPNetwork) -> Refusal | None:
+def _may_share(policy: Policy, kind: str, prefix: IPNetwork) -> bool:
+    """What no node owns: services; whole pod ranges, and whole node ranges where that is allowed. What nodes own in those is
+    a longer prefix and wins."""
+    if kind == "nodes":
+        return policy.shared_nodes and prefix in policy.nodes and prefix.prefixlen < prefix.max_prefixlen
+    return kind == "services" or prefix in policy.pods
+
+
+def _refusal(policy: Policy, kind: str, prefix: IPNetwork, may_share: bool) -> Refusal | None:
     if prefix.prefixlen == 0:
         return Refusal(prefix, "default-route", f"{prefix} is a default route")
     for network, origin in policy.protected:
         if prefix.version == network.version and prefix.overlaps(network):
             return Refusal(prefix, "protected", f"{prefix} overlaps {network} ({origin})")
-    if not any(n.version == prefix.version and prefix.subnet_of(n) for n in policy.declared(kind)):  # type: ignore[arg-type]
+    within = [n for n in policy.declared(kind) if n.version == prefix.version and prefix.subnet_of(n)]  # type: ignore[arg-type]
+    if not within:
         declared = ", ".join(map(str, policy.declared(kind))) or "none"
         return Refusal(prefix, "outside", f"{prefix} is not within the declared {kind} ranges ({declared})")
-    if kind == "nodes" and prefix.prefixlen != prefix.max_prefixlen:
-        return Refusal(prefix, "not-a-host", f"{prefix}: a node's address is a /{prefix.max_prefixlen}")
+    if kind == "nodes" and not may_share and prefix.prefixlen != prefix.max_prefixlen:
+        hint = " (or all of a node range, where `shared_nodes` allows it)" if prefix in policy.nodes else ""
+        return Refusal(prefix, "not-a-host", f"{prefix}: a node's address is a /{prefix.max_prefixlen}{hint}")
+    if may_share and not any(parts_within(network, prefix) for network in within):
+        text = f"{prefix} is less than a {2**PART_BITS}th of {within[0]}: offer the range, or larger parts of it"
+        return Refusal(prefix, "too-small", text)
     return None
 
 

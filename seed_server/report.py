@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from agent.canary import Target
 from agent.carrier.api import Stats, Up
-from agent.health import Judgement, judge_server
-from agent.model import PeerStatus
+from agent.health import Judgement, duration, judge_server
+from agent.model import IPNetwork, PeerStatus
+from agent.pulse import Pulse, Standing
 from agent.status import PathHealth, PeerHealth, RangeHealth
 from seed_server.charter import Charter
 from seed_server.desired import Carries
@@ -17,10 +19,11 @@ from seed_server.registry import Client, Registry
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was observed: canaries by tunnel address, WireGuard's counters by public key, streams by number. `wall` is the
+    """What was observed: canaries by tunnel address, pulses by identity text, WireGuard's counters by public key, streams by number. `wall` is the
     time of day for WireGuard's handshake times, `now` the monotonic time for all others."""
 
     canaries: Mapping[str, Target]
+    pulses: Mapping[str, Pulse]
     statuses: Iterable[PeerStatus]
     streams: Mapping[int, Up]
     stats: Stats | None
@@ -38,11 +41,12 @@ def peers(registry: Registry, carries: Carries, seen: Seen) -> tuple[PeerHealth,
         wg = status.get(client.public_key)
         canary = seen.canaries.get(str(client.addresses[0])) if client.addresses else None
         handshake = wg.latest_handshake if wg else None
+        pulse = seen.pulses.get(key)
         rows.append(
             PeerHealth(
                 name=client.identity.name,
                 addresses=tuple(map(str, client.addresses)),
-                prefixes=tuple(map(str, carries.get(key, ()))),
+                prefixes=tuple(map(str, _collapsed(carries.get(key, ())))),
                 path=_path(client, seen.streams),
                 handshake_age_s=max(0.0, seen.wall - handshake) if handshake is not None else None,
                 canary_age_s=canary.age_s(seen.now) if canary else None,
@@ -50,9 +54,27 @@ def peers(registry: Registry, carries: Carries, seen: Seen) -> tuple[PeerHealth,
                 rx_bytes=wg.rx_bytes if wg else 0,
                 tx_bytes=wg.tx_bytes if wg else 0,
                 refused=tuple(r.text for r in client.refused),
+                standing=pulse.standing.name.lower() if pulse else "",
+                reason=_reason(pulse, seen.now) if pulse else "",
             )
         )
     return tuple(rows)
+
+
+def _collapsed(prefixes: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
+    """Neighbouring parts of a range as one."""
+    prefixes = tuple(prefixes)
+    v4 = collapse_addresses(p for p in prefixes if isinstance(p, IPv4Network))
+    return (*v4, *collapse_addresses(p for p in prefixes if isinstance(p, IPv6Network)))
+
+
+def _reason(pulse: Pulse, now: float) -> str:
+    since = duration(now - pulse.since)
+    if pulse.standing is Standing.LOST:
+        return f"{pulse.cause.words}, for {since}"
+    if pulse.standing is Standing.UNPROVEN:
+        return f"back, held for {duration(pulse.since + pulse.hold_s - now)}" if pulse.cause.words else "no answer yet"
+    return ""
 
 
 def _path(client: Client, streams: Mapping[int, Up]) -> str:

@@ -31,6 +31,7 @@ class Reporter:
         error = live.last_pass.error if live.last_pass else None
         seen = report.Seen(
             canaries=server.prober.targets,
+            pulses=server.carrying.pulses,
             statuses=live.statuses,
             streams={number: up for number, (_, up) in live.streams.items()},
             stats=live.stats,
@@ -58,7 +59,13 @@ class Reporter:
             paths=(report.path(seen, server.charter.mtu_bytes),),
             peers=peers,
             ranges=ranges,
-            counters=Counters(_counts(live.refused), _counts(live.turned_away), _counts(live.steps)),
+            counters=Counters(
+                _counts(live.refused),
+                _counts(live.turned_away),
+                _counts(live.steps),
+                failovers=_counts(server.carrying.tally.failovers),
+                moves=server.carrying.tally.moves,
+            ),
             certificate_expires_in_s=expires_in_s(self._certificate, wall),
             egress=self._egress.health() if self._egress is not None else None,
         )

@@ -21,12 +21,14 @@ from agent.engine import Pass
 from agent.errors import BadMessage, HostError, PoolExhausted, StoreError
 from agent.identity import Identity
 from agent.keys import generate_preshared_key
-from agent.messages import Enroll, Facts, Grant, Refuse, encode, parse
+from agent.messages import Enroll, Facts, Refuse, encode, parse
 from agent.model import IPAddress, PeerStatus, PresharedKey, PublicKey, Tunnel
+from agent.pulse import Standing
 from agent.run import spawn
 from seed_server import desired
+from seed_server.carrying import Carrying
 from seed_server.charter import Charter
-from seed_server.registry import STREAM, Admitted, Registry, admit, carried, expire, precheck, stream_down, update_offer
+from seed_server.registry import STREAM, Admitted, Registry, admit, expire, precheck, stream_down, update_offer
 
 log = logging.getLogger("rhizome.seed")
 
@@ -42,10 +44,9 @@ Allocate = Callable[[Identity], Awaitable[tuple[IPAddress, ...]]]
 
 @dataclass(slots=True)
 class Live:
-    """What the server knows besides the registry: streams, what was said to whom, and counts for the metrics."""
+    """What the server knows besides the registry: streams, and counts for the metrics."""
 
     streams: dict[int, tuple[Identity, Up]] = field(default_factory=dict)
-    sent: dict[str, Grant] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)  # prefixes and enrolls turned down, by reason
     turned_away: Counter[str] = field(default_factory=Counter)  # connections, by cause
     steps: Counter[str] = field(default_factory=Counter)  # applied by the engine, by kind
@@ -73,16 +74,18 @@ class SeedServer:
         self.live = Live()
         self.prober = Prober(time.monotonic)
         self.registry = Registry()
+        self.carrying = Carrying(charter.policy.ranges())
         if plane.adopted is not None:
             self.registry = Registry(
                 adopted=tuple(plane.adopted.peers), adopted_until=time.monotonic() + ADOPTED_KEPT_S
             )
+        self._expected = {peer.public_key: peer for peer in self.registry.adopted}
+        for key, peer in self._expected.items():
+            self.carrying.reserve(str(key), peer.allowed_ips)
         self._wireguard_port = wireguard_port
         self._allocate = allocate
         self._send = send
         self._enrolling = asyncio.Semaphore(ENROLLS_AT_ONCE)
-        self.carries: desired.Carries = {}
-        self._stale = False
         self.engine = plane.engine(self._desired, self._on_pass, resync_s)
 
     async def run(self, events: AsyncIterator[Event], stop: asyncio.Event) -> None:
@@ -94,10 +97,14 @@ class SeedServer:
         await stop.wait()
         self.prober.close()
 
+    @property
+    def carries(self) -> desired.Carries:
+        """Identity text -> what this client carries now."""
+        return self.carrying.carries
+
     # What the host and the clients should have
 
     def _desired(self) -> Tunnel:
-        self._refresh()
         device = self.plane.device(listen_port=self._wireguard_port, mtu_bytes=self.charter.mtu_bytes)
         return desired.tunnel(device, self.charter, self.registry, self.carries)
 
@@ -110,34 +117,39 @@ class SeedServer:
         if done.error is None and (done.created or not self.prober.is_open):
             self.prober.open(self.plane.ifname, self.charter.addresses[0])
 
-    def _commit(self, registry: Registry) -> None:
-        """Take `registry` as the truth. What follows from it is worked out once for all changes of this turn of the loop."""
-        self.registry = registry
-        self._stale = True
+    def _commit(self, registry: Registry, changed: Iterable[str]) -> None:
+        """Take `registry` as the truth, with what follows for these clients."""
+        before, self.registry = self.registry, registry
+        now = time.monotonic()
+        for key in changed:
+            client, known = registry.clients.get(key), before.clients.get(key)
+            for address in known.addresses[:1] if known is not None else ():
+                if client is None or client.addresses[:1] != (address,):
+                    self.prober.forget(str(address))
+            if client is None:
+                self.carrying.drop(key)
+                continue
+            expected = client.public_key in self._expected
+            pulse = self.carrying.put(client, now, trusted=expected)
+            if expected:
+                self.carrying.release(str(client.public_key))
+            for address in client.addresses[:1]:
+                self.prober.watch(str(address), pulse)
+        if before.adopted and not registry.adopted:
+            for public_key in self._expected:
+                self.carrying.release(str(public_key))
+            self._expected.clear()
         self.engine.wake()
-
-    def _refresh(self) -> None:
-        """Who carries what now; those clients whose prefixes moved are told."""
-        if not self._stale:
-            return
-        self._stale = False
-        before, self.carries = self.carries, carried(self.registry, time.monotonic())
-        self.prober.watch({str(c.addresses[0]) for c in self.registry.clients.values() if c.addresses})
-        self._tell([key for key in self.live.sent if key in self.carries and before.get(key) != self.carries[key]])
 
     def _tell(self, keys: Iterable[str]) -> None:
         """Send their grants as they are now."""
-        self._refresh()
         now = time.monotonic()
         for key in tuple(keys):
             client = self.registry.clients[key]
             if client.stream is None:
                 continue
             incarnation = self.plane.incarnation
-            grant = desired.grant(
-                incarnation.public_key, incarnation.epoch, self.charter, client, self.carries[key], now
-            )
-            self.live.sent[key] = grant
+            grant = desired.grant(incarnation.public_key, incarnation.epoch, self.charter, client, now)
             self._send(Send(client.stream, encode(grant)))
 
     # What the carrier says
@@ -182,7 +194,8 @@ class SeedServer:
                 event.detail,
                 extra={"event": "stream.down", "peer": identity.name, "stream": event.stream, "reason": event.reason},
             )
-        self._commit(stream_down(self.registry, event.stream, time.monotonic()))
+            key = str(identity)
+            self._commit(stream_down(self.registry, key, event.stream, time.monotonic()), (key,))
 
     def _message(self, stream: int, text: str) -> None:
         identity, _ = self.live.streams.get(stream, (None, None))
@@ -259,18 +272,34 @@ class SeedServer:
                     refusal.text,
                     extra={"event": "prefix.refused", "peer": client.identity.name, "reason": refusal.reason},
                 )
-        self._commit(admitted.registry)
+        self._commit(admitted.registry, (str(client.identity),))
 
     def _adopted_psk(self, key: PublicKey) -> PresharedKey | None:
         """A client that was in before this server restarted keeps its preshared key: both ends must agree all the time."""
-        return next((p.preshared_key for p in self.registry.adopted if p.public_key == key), None)
+        peer = self._expected.get(key)
+        return peer.preshared_key if peer is not None else None
 
     # What time brings
 
     async def _ask(self) -> None:
         while True:
-            self.prober.ask()
             await asyncio.sleep(TICK_S)
+            self._judge(time.monotonic())
+            self.prober.ask()
+
+    def _judge(self, now: float) -> None:
+        """Who can be relied on; parts of those who cannot be move."""
+        version, moves = self.carrying.version, self.carrying.tally.moves
+        for key in self.carrying.judge_all(now):
+            pulse, name = self.carrying.pulses[key], self.registry.clients[key].identity.name
+            if pulse.standing is Standing.LOST:
+                log.warning("%s is lost: %s", name, pulse.cause.words, extra={"event": "client.lost", "peer": name})
+            elif pulse.standing is Standing.WELL:
+                log.info("%s is well", name, extra={"event": "client.well", "peer": name})
+        if version != self.carrying.version:
+            self.engine.wake()
+        if moved := self.carrying.tally.moves - moves:
+            log.info("%d shared prefixes change hands", moved, extra={"event": "prefixes.moved", "count": moved})
 
     async def _beat(self) -> None:
         for beat in itertools.count():
@@ -278,13 +307,8 @@ class SeedServer:
                 await self._look()
             await asyncio.sleep(BEAT_S)
             registry = expire(self.registry, time.monotonic())
-            for key in self.live.sent.keys() - registry.clients.keys():
-                del self.live.sent[key]
-            waiting = any(
-                client.stream is None for client in registry.clients.values()
-            )  # their shared prefixes may move
-            if registry is not self.registry or waiting:
-                self._commit(registry)
+            if registry is not self.registry:
+                self._commit(registry, self.registry.clients.keys() - registry.clients.keys())
             self._send(GetStats())
 
     async def _look(self) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from agent.kinds import (
     ADDRESS,
+    BOOL,
     CIDR,
     DESTINATION,
     IFNAME,
@@ -83,6 +84,13 @@ class Settings(RoleSettings):
     service_networks: tuple[IPNetwork, ...] = settings(CIDR, "the shoot's services", group=NETWORKS)
     seed_networks: tuple[IPNetwork, ...] = settings(
         CIDR, "the seed's own nodes, pods and services; nothing of them is ever routed to the shoot", group=NETWORKS
+    )
+
+    shared_nodes: bool = setting(
+        BOOL,
+        "let clients that offer a whole node range (`node_cidrs`) carry the nodes in it that have no client of their own",
+        group=NETWORKS,
+        default=False,
     )
 
     egress_listen: tuple[HostPort, ...] = settings(

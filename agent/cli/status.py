@@ -110,7 +110,8 @@ def render(status: RoleStatus, *, colour: bool = False) -> str:
         ["PATH", "STATE", "VIA", "RTT", "HANDSHAKE", "MTU", "RECEIVED", "SENT", "DROPPED"], map(_path, status.paths)
     )
     lines += table(
-        ["PEER", "CANARY", "RTT", "HANDSHAKE", "ADDRESSES", "CARRIES", "RECEIVED", "SENT"], map(_peer, status.peers)
+        ["PEER", "HEALTH", "CANARY", "RTT", "HANDSHAKE", "ADDRESSES", "CARRIES", "RECEIVED", "SENT"],
+        map(_peer, status.peers),
     )
     lines += table(["RANGE", "KIND", "CARRIER"], map(_range, status.ranges))
     lines += _list("causes", status.causes)
@@ -135,6 +136,7 @@ def _path(path: PathHealth) -> Sequence[str]:
 def _peer(peer: PeerHealth) -> Sequence[str]:
     return (
         peer.name,
+        peer.standing + (f" ({peer.reason})" if peer.reason else ""),
         _age(peer.canary_age_s),
         _ms(peer.rtt_s),
         _age(peer.handshake_age_s),
@@ -166,9 +168,12 @@ def _facts(status: RoleStatus) -> list[str]:
         ("refused prefixes", counters.refused),
         ("turned away", counters.turned_away),
         ("changes to the host", counters.repairs),
+        ("failovers", counters.failovers),
     ):
         if counts:
             facts.append(f"{name}: {_counts(counts)}")
+    if counters.moves:
+        facts.append(f"shared prefixes moved: {counters.moves}")
     if counters.reconnects:
         facts.append(f"reconnects: {counters.reconnects}")
     if status.version:

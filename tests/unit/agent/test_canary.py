@@ -8,7 +8,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent.canary import EAGER, INTERVAL_S, PORT, TICK_S, Prober, Responder, Target
+from agent.canary import EAGER, EAGER_S, PORT, TICK_S, Prober, Responder, Target
+from agent.pulse import INTERVAL_S, Pulse
 
 LO = ip_address("127.0.0.1")
 LO6 = ip_address("::1")
@@ -31,7 +32,7 @@ def clock() -> Clock:
 async def pair(clock: Clock, request: pytest.FixtureRequest) -> Iterator[tuple[Prober, Responder]]:  # type: ignore[misc]
     prober, responder = Prober(clock), Responder(clock)
     assert responder.open("lo", request.param) and prober.open("lo", request.param)
-    prober.watch({str(request.param)})
+    prober.watch(str(request.param), Pulse(clock.now))
     yield prober, responder
     prober.close()
     responder.close()
@@ -69,9 +70,13 @@ async def test_what_is_watched_changes_without_forgetting(pair: tuple[Prober, Re
     prober.ask()
     await turns()
     (known,) = prober.targets
-    prober.watch({known, "192.0.2.77"})
+    prober.watch(known, prober.targets[known].pulse)
+    prober.watch("192.0.2.77", Pulse(0.0))
     assert prober.targets[known].answered == 1 and prober.targets["192.0.2.77"].answered_at is None
-    prober.watch(set())
+    prober.watch(known, Pulse(0.0))
+    assert prober.targets[known].answered == 0, "another client has this address now"
+    prober.forget(known)
+    prober.forget("192.0.2.77")
     assert not prober.targets
 
 
@@ -111,7 +116,7 @@ async def test_the_responder_ignores_everything_else(pair: tuple[Prober, Respond
 async def test_no_device_is_no_error(clock: Clock) -> None:
     prober = Prober(clock)
     assert not prober.open("rz-absent", LO) and not prober.is_open
-    prober.watch({"127.0.0.1"})
+    prober.watch("127.0.0.1", Pulse(0.0))
     prober.ask()
     responder = Responder(clock)
     assert not responder.open("lo", ip_address("192.0.2.1"))
@@ -129,21 +134,42 @@ async def test_a_poke_is_one_datagram_that_means_nothing(clock: Clock) -> None:
         responder.close()
 
 
+def ask(target: Target, now: float) -> None:
+    target.asked += 1
+    target.asked_at.append(now)
+    target.pulse.asked(now)
+
+
 def test_a_target_is_asked_often_until_it_is_known_and_then_once_a_second() -> None:
-    target, asked = Target(), []
-    for tick in range(100):
+    target, asked = Target(Pulse(0.0)), []
+    for tick in range(200):
         now = tick * TICK_S
         if target.is_due(now):
-            target.asked += 1
-            target.asked_at.append(now)
+            ask(target, now)
             asked.append(tick)
-        if tick == 20:
-            target.answered = 2
-    assert asked[:21] == list(range(21))
-    assert asked[21:] == list(range(25, 100, 5))
+            if tick >= 40:
+                target.answered = target.asked
+                target.pulse.answered(now)
+    assert asked[:21] == list(range(0, 42, 2))
+    assert asked[21:] == list(range(50, 200, 10))
 
 
-def test_one_that_stays_silent_is_not_asked_often_for_ever() -> None:
-    target = Target(asked=EAGER)
+def test_one_that_misses_a_question_is_asked_often_at_once_but_not_for_ever() -> None:
+    pulse = Pulse(0.0)
+    target, asked = Target(pulse, asked=9, answered=9), []
+    pulse.answered(0.0)
+    for tick in range(100):
+        now = 1 + tick * TICK_S
+        pulse.judge(now)
+        if target.is_due(now):
+            ask(target, now)
+            asked.append(tick)
+    assert asked[:15] == [0, *range(3, 17)], "suspected after a quarter of a second, lost after 1.7"
+    assert asked[15:] == list(range(26, 100, 10))
+
+
+def test_one_that_was_never_heard_of_is_not_asked_often_for_ever() -> None:
+    target = Target(Pulse(0.0), asked=EAGER)
     target.asked_at.append(0.0)
-    assert not target.is_due(TICK_S) and target.is_due(INTERVAL_S)
+    target.pulse.asked(0.0)
+    assert not target.is_due(EAGER_S) and target.is_due(INTERVAL_S)

@@ -33,14 +33,14 @@ def tuples(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...
 
 
 PATH = st.builds(PathHealth, TEXT, TEXT, TEXT, TEXT, AGE, AGE, st.none() | st.integers(0, 9000), drops=COUNTS)
-PEER = st.builds(PeerHealth, TEXT, TEXTS, TEXTS, TEXT, AGE, AGE, AGE, refused=TEXTS)
+PEER = st.builds(PeerHealth, TEXT, TEXTS, TEXTS, TEXT, AGE, AGE, AGE, refused=TEXTS, standing=TEXT, reason=TEXT)
 STATUS = st.builds(
     RoleStatus,
     *(TEXT, TEXT, TEXT, st.sampled_from(Verdict), TEXT, st.floats(0, 1e6), TEXTS),
     paths=tuples(PATH),
     peers=tuples(PEER),
     ranges=tuples(st.builds(RangeHealth, TEXT, TEXT, TEXT)),
-    counters=st.builds(Counters, COUNTS, COUNTS, COUNTS, st.integers(0, 9)),
+    counters=st.builds(Counters, COUNTS, COUNTS, COUNTS, st.integers(0, 9), COUNTS),
     grant_expires_in_s=AGE,
     egress=st.none() | st.builds(EgressHealth, TEXTS, st.integers(0, 9), dials=COUNTS, last_failure=TEXT),
 )
@@ -57,7 +57,10 @@ def test_every_field_is_there_and_counts_are_objects_even_when_empty() -> None:
     data = to_json(status)
     assert set(data) == {field.name for field in dataclasses.fields(RoleStatus)}
     assert data["verdict"] == "UP" and data["peers"] == []
-    assert data["counters"] == {"refused": {}, "turned_away": {}, "repairs": {}, "reconnects": 0}
+    assert data["counters"] == {
+        **{"refused": {}, "turned_away": {}, "repairs": {}, "reconnects": 0},
+        **{"failovers": {}, "moves": 0},
+    }
     assert data["paths"][0]["drops"] == {}
 
 

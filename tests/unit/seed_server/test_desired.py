@@ -6,9 +6,11 @@ from ipaddress import ip_address
 from agent.identity import Identity, Role
 from agent.model import Device, Peer, PresharedKey, PrivateKey, PublicKey, networks
 from agent.plan import check
+from seed_server.assignment import parts
+from seed_server.carrying import Carrying
 from seed_server.charter import Charter
 from seed_server.desired import grant, tunnel
-from seed_server.registry import Client, Policy, Refusal, Registry, carried
+from seed_server.registry import Client, Policy, Refusal, Registry
 
 CHARTER = Charter(
     policy=Policy("cp", networks(["10.250.0.0/16"]), (), networks(["100.64.0.0/13"]), (), 3600.0),
@@ -41,7 +43,10 @@ def registry(*clients: Client, adopted: tuple[Peer, ...] = ()) -> Registry:
 
 
 def peers(reg: Registry) -> dict[PublicKey, Peer]:
-    want = tunnel(DEVICE, CHARTER, reg, carried(reg, 0.0))
+    carrying = Carrying(CHARTER.policy.ranges())
+    for joined in reg.clients.values():
+        carrying.put(joined, 0.0)
+    want = tunnel(DEVICE, CHARTER, reg, carrying.carries)
     check(want)
     return {p.public_key: p for p in want.devices[0].peers}
 
@@ -62,14 +67,15 @@ def test_a_client_gets_its_addresses_and_what_it_carries() -> None:
     n1 = client("n1", 2, own="10.250.0.2/32", shared="100.64.0.0/13")
     (peer,) = peers(registry(n1)).values()
     assert peer.allowed_ips == frozenset(
-        networks(["192.168.128.2/32", "fd8f::2/128", "10.250.0.2/32", "100.64.0.0/13"])
+        networks(["192.168.128.2/32", "fd8f::2/128", "10.250.0.2/32"]) + parts(networks(["100.64.0.0/13"])[0])
     )
     assert peer.endpoint is None and peer.preshared_key == n1.preshared_key
 
 
 def test_a_shared_prefix_is_one_peers_only() -> None:
     both = peers(registry(client("n1", 2, shared="100.64.0.0/13"), client("n2", 3, shared="100.64.0.0/13")))
-    assert sum(networks(["100.64.0.0/13"])[0] in p.allowed_ips for p in both.values()) == 1
+    for part in parts(networks(["100.64.0.0/13"])[0]):
+        assert sum(part in p.allowed_ips for p in both.values()) == 1
 
 
 def test_an_adopted_peer_stays_until_its_client_or_another_claims_what_it_holds() -> None:
@@ -89,10 +95,10 @@ def test_an_adopted_peer_stays_until_its_client_or_another_claims_what_it_holds(
 
 
 def test_a_grant_says_what_the_client_needs_and_how_long_it_lasts() -> None:
-    n1 = client("n1", 2, own="10.250.0.2/32")
-    told = grant(PublicKey(b"s" * 32), "e7", CHARTER, n1, networks(["10.250.0.2/32"]), now=400.0)
+    n1 = client("n1", 2, own="10.250.0.2/32", shared="100.64.0.0/13")
+    told = grant(PublicKey(b"s" * 32), "e7", CHARTER, n1, now=400.0)
     assert told.lifetime_s == 600.0 and told.epoch == "e7"
-    assert told.carries == networks(["10.250.0.2/32"])
+    assert told.carries == networks(["10.250.0.2/32", "100.64.0.0/13"]), "all that it may be asked to carry"
     assert told.servers == CHARTER.addresses and told.tunnel_networks == CHARTER.tunnel_networks
     assert told.refused == (("0.0.0.0/0", "words"),)
-    assert grant(PublicKey(b"s" * 32), "e7", CHARTER, n1, (), now=4000.0).lifetime_s == 0.0
+    assert grant(PublicKey(b"s" * 32), "e7", CHARTER, n1, now=4000.0).lifetime_s == 0.0

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from agent.canary import Target
 from agent.carrier.api import TlsFiles
 from agent.errors import ConfigError
 from agent.model import networks
 from agent.settings import resolve
+from agent.pulse import Pulse
 from seed_server import egress_link
 from seed_server.charter import charter
 from seed_server.egress.api import Carries, Known, Leaves, Ready, Stats
@@ -122,8 +122,8 @@ class Server:
     registry = None
     carries = MappingProxyType[str, Any]({})
 
-    class prober:
-        targets = MappingProxyType[str, Target]({})
+    class carrying:
+        pulses = MappingProxyType[str, Pulse]({})
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """When a prefix counts as reachable."""
 
-from collections import deque
-from dataclasses import replace
 from types import MappingProxyType
 
-from agent.canary import Target
 from agent.identity import Identity, Role
 from agent.keys import generate_preshared_key, generate_private_key, public_key
 from agent.model import IPNetwork, Peer, networks
-from seed_server.reachable import UNANSWERED_MAX, Carrier, carriers
+from agent.pulse import Cause, Pulse, Standing
+from seed_server.reachable import Carrier, carriers
 from seed_server.registry import Client, Registry
 
 PREFIXES = networks(["10.250.0.1/32", "100.96.0.0/24"])
@@ -28,43 +26,36 @@ CLIENT = Client(
 NOW = 100.0
 
 
-def carrier(client: Client, canary: Target | None, carried: tuple[IPNetwork, ...] = PREFIXES) -> Carrier | None:
-    canaries = {"192.168.128.2": canary} if canary else {}
-    return carriers(Registry(MappingProxyType({KEY: client})), {KEY: carried}, canaries, NOW).get(KEY)
+def carrier(pulse: Pulse, carried: tuple[IPNetwork, ...] = PREFIXES) -> Carrier | None:
+    return carriers(Registry(MappingProxyType({KEY: CLIENT})), {KEY: carried}, {KEY: pulse}).get(KEY)
 
 
-def answered(age_s: float) -> Target:
-    return Target(asked=9, answered=9, asked_at=deque([NOW]), answered_at=NOW - age_s)
-
-
-def test_one_that_answers_is_well() -> None:
-    assert carrier(CLIENT, answered(0.5)) == Carrier(PREFIXES)
-    assert carrier(CLIENT, None) == Carrier(PREFIXES)
-    assert carrier(CLIENT, answered(0.5), ()) is None
+def test_one_that_answers_is_well_and_a_new_one_has_a_moment_to_answer() -> None:
+    assert carrier(Pulse(NOW, Standing.WELL)) == Carrier(PREFIXES)
+    assert carrier(Pulse(NOW)) == Carrier(PREFIXES)
+    assert carrier(Pulse(NOW), ()) is None
 
 
 def test_one_that_does_not_answer_is_down_since_its_last_answer() -> None:
-    assert carrier(CLIENT, answered(42.0)) == Carrier(PREFIXES, "node-1 has not answered", NOW - 42.0)
+    pulse = Pulse(NOW, Standing.LOST, Cause.SILENT, answered_at=NOW - 42.0)
+    assert carrier(pulse) == Carrier(PREFIXES, "node-1 has not answered", NOW - 42.0)
 
 
-def test_a_new_client_has_a_moment_to_answer() -> None:
-    assert carrier(CLIENT, Target(asked=UNANSWERED_MAX)) == Carrier(PREFIXES)
-    late = carrier(CLIENT, Target(asked=UNANSWERED_MAX + 1))
+def test_one_that_never_answered_is_down_since_it_was_asked() -> None:
+    late = carrier(Pulse(NOW, Standing.LOST, Cause.SILENT, missing_since=NOW - 6.0))
     assert late is not None
-    assert late.fault.startswith("node-1 has not answered yet")
+    assert late.fault.startswith("node-1 has not answered yet") and late.since == NOW - 6.0
 
 
-def test_a_broken_stream_counts_after_a_moment() -> None:
-    lost = replace(CLIENT, stream=None, stream_lost_at=NOW - 1.0)
-    assert carrier(lost, answered(0.5)) == Carrier(PREFIXES)
-    lost = replace(CLIENT, stream=None, stream_lost_at=NOW - 3.0)
-    assert carrier(lost, answered(0.5)) == Carrier(PREFIXES, "node-1 has no stream", NOW - 3.0)
+def test_one_without_a_stream_is_down_since_that_broke() -> None:
+    pulse = Pulse(NOW, Standing.LOST, Cause.STREAM, stream_lost_at=NOW - 3.0)
+    assert carrier(pulse) == Carrier(PREFIXES, "node-1 has no stream", NOW - 3.0)
 
 
 def test_what_a_restarted_server_found_counts_until_its_client_is_back() -> None:
     peer = Peer(CLIENT.public_key, frozenset(PREFIXES))
-    (found,) = carriers(Registry(adopted=(peer,)), {}, {}, NOW).values()
+    (found,) = carriers(Registry(adopted=(peer,)), {}, {}).values()
     assert set(found.prefixes) == set(PREFIXES)
     assert found.fault == ""
-    both = Registry(MappingProxyType({KEY: CLIENT}), adopted=(peer,))
-    assert set(carriers(both, {KEY: PREFIXES}, {}, NOW)) == {KEY}
+    both = Registry(MappingProxyType({KEY: CLIENT}), {CLIENT.public_key: KEY}, adopted=(peer,))
+    assert set(carriers(both, {KEY: PREFIXES}, {KEY: Pulse(NOW)})) == {KEY}

@@ -1,5 +1,6 @@
 """The shoot is hostile: what a client may claim, and what happens when it claims more."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -12,7 +13,6 @@ from seed_server.registry import (
     Policy,
     Registry,
     admit,
-    carried,
     expire,
     next_expiry,
     precheck,
@@ -92,34 +92,35 @@ def test_another_clients_prefix_is_taken_and_stays_where_it_is() -> None:
     thief = enter(first.registry, "evil", offer("10.250.0.7/32", "100.96.1.128/25 100.96.0.0/16"))
     assert reasons(thief) == {"10.250.0.7/32": "taken", "100.96.1.128/25": "taken", "100.96.0.0/16": "taken"}
     assert "n1" in thief.client.refused[0].text
-    held = carried(thief.registry, 0.0)
-    assert held[str(who("n1"))] == networks(["10.250.0.7/32", "100.96.1.0/24"])
-    assert held[str(who("evil"))] == ()
+    assert thief.registry.clients[str(who("n1"))].own == networks(["10.250.0.7/32", "100.96.1.0/24"])
+    assert thief.client.own == ()
 
 
-def test_services_go_to_one_live_client_and_move_when_its_stream_is_gone() -> None:
-    registry = enter(Registry(), "n1", offer(services="100.64.0.0/13"), stream=1).registry
-    registry = enter(registry, "n2", offer(services="100.64.0.0/13"), stream=2).registry
-    before = carried(registry, 0.0)
-    owner = next(name for name, prefixes in before.items() if prefixes)
-    other = next(name for name in before if name != owner)
-    assert before[other] == ()
-    stream = registry.clients[owner].stream
-    assert stream is not None
-    lost = stream_down(registry, stream, 10.0)
-    assert carried(lost, 11.0)[owner], "patience: a reconnect must not move prefixes"
-    assert carried(lost, 12.1)[other] and not carried(lost, 12.1)[owner]
+@pytest.mark.parametrize(
+    ("claim", "reason"), [("100.64.0.0/13", None), ("100.68.0.0/18", None), ("100.64.0.0/19", "too-small")]
+)
+def test_of_a_service_range_only_large_parts_can_be_offered(claim: str, reason: str | None) -> None:
+    """Else thousands of small prefixes could be put on everybody's lists, and each would win over the parts."""
+    done = enter(Registry(), "n1", offer(services=claim))
+    assert reasons(done).get(claim) == reason
+    assert done.client.shared == (() if reason else networks([claim]))
 
 
-def test_services_stay_with_the_only_client_even_without_a_stream() -> None:
-    registry = enter(Registry(), "n1", offer(services="100.64.0.0/13"), stream=1).registry
-    assert carried(stream_down(registry, 1, 0.0), 100.0)[str(who("n1"))] == networks(["100.64.0.0/13"])
+def test_nodes_of_others_may_be_carried_only_where_the_control_plane_says_so() -> None:
+    whole = Enroll((("stream", key("n1")),), offer("10.250.0.0/16 10.250.0.7/32"))
+    allowing = replace(POLICY, shared_nodes=True)
+    done = admit(Registry(), allowing, who("n1"), whole, (), PSK, 1, 0.0)
+    assert done.client.shared == networks(["10.250.0.0/16"]) and done.client.own == networks(["10.250.0.7/32"])
+    done = admit(Registry(), POLICY, who("n1"), whole, (), PSK, 1, 0.0)
+    assert reasons(done) == {"10.250.0.0/16": "not-a-host"} and "shared_nodes" in done.client.refused[0].text
+    part = Enroll((("stream", key("n1")),), offer("10.250.0.0/17"))
+    assert reasons(admit(Registry(), allowing, who("n1"), part, (), PSK, 1, 0.0)) == {"10.250.0.0/17": "not-a-host"}
 
 
 def test_an_old_streams_end_does_not_touch_the_newer_stream() -> None:
     registry = enter(Registry(), "n1", offer(), stream=1).registry
     registry = enter(registry, "n1", offer(), stream=2).registry
-    assert stream_down(registry, 1, 1.0).clients[str(who("n1"))].stream == 2
+    assert stream_down(registry, str(who("n1")), 1, 1.0).clients[str(who("n1"))].stream == 2
 
 
 def test_enrolling_again_keeps_the_preshared_key_of_the_same_key_only() -> None:
@@ -129,6 +130,7 @@ def test_enrolling_again_keeps_the_preshared_key_of_the_same_key_only() -> None:
     fresh = Enroll((("stream", key("other")),), offer())
     changed = admit(first.registry, POLICY, who("n1"), fresh, (), PresharedKey(b"q" * 32), 2, 0.0)
     assert changed.client.preshared_key == PresharedKey(b"q" * 32)
+    assert dict(changed.registry.holders) == {key("other"): str(who("n1"))}, "the old key is free again"
 
 
 def test_facts_of_a_stranger_are_nothing() -> None:
@@ -146,7 +148,8 @@ def test_grants_end() -> None:
     registry = enter(Registry(), "n1", offer(), now=100.0).registry
     assert next_expiry(registry) == 3700.0
     assert expire(registry, 3699.9) is registry
-    assert not expire(registry, 3700.0).clients
+    ended = expire(registry, 3700.0)
+    assert not ended.clients and not ended.holders
 
 
 def test_adopted_peers_are_kept_for_a_while() -> None:
