@@ -58,8 +58,12 @@ def test_every_field_is_there_and_counts_are_objects_even_when_empty() -> None:
     assert set(data) == {field.name for field in dataclasses.fields(RoleStatus)}
     assert data["verdict"] == "UP" and data["peers"] == []
     assert data["counters"] == {
-        **{"refused": {}, "turned_away": {}, "repairs": {}, "reconnects": 0},
-        **{"failovers": {}, "moves": 0},
+        "refused": {},
+        "turned_away": {},
+        "repairs": {},
+        "reconnects": 0,
+        "failovers": {},
+        "moves": 0,
     }
     assert data["paths"][0]["drops"] == {}
 

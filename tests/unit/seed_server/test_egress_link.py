@@ -10,8 +10,8 @@ import pytest
 from agent.carrier.api import TlsFiles
 from agent.errors import ConfigError
 from agent.model import networks
-from agent.settings import resolve
 from agent.pulse import Pulse
+from agent.settings import resolve
 from seed_server import egress_link
 from seed_server.charter import charter
 from seed_server.egress.api import Carries, Known, Leaves, Ready, Stats
