@@ -32,16 +32,17 @@ class Seen:
 
 def run() -> Iterator[Figure]:
     """`queue.{download,upload}[.loss_0_5].{mbit_s,rtt_p50_ms,rtt_p95_ms}`, seen from the shoot: a download comes from the seed.
-    BBR on the proxy's host too, where TCP loses. `queue.stuck_flow.*`: a download beside STUCK_FLOWS connections on which nobody
+    The flow inside is CUBIC, as Linux does it by default. `queue.download.bbr.*`: it is BBR, which backs off for no drop of ours.
+    Outside it is BBR everywhere, also on the proxy's host. `queue.stuck_flow.*`: a download beside STUCK_FLOWS connections on which nobody
     reads; the same download without them is the baseline."""
     for suffix, loss in (("", 0.0), (".loss_0_5", 0.005)):
         with line(loss) as lab:
-            note = f"{LINE}, {loss:.1%} loss each way, one TCP flow through Envoy"
-            for name, download in (("download", True), ("upload", False)):
-                seen = loaded(lab, download=download)
-                yield Figure(f"queue.{name}{suffix}.mbit_s", seen.mbit_s, "Mbit/s", n=ROUNDS, note=note)
-                yield Figure(f"queue.{name}{suffix}.rtt_p50_ms", seen.rtt_p50_ms, "ms", n=ROUNDS, note=note)
-                yield Figure(f"queue.{name}{suffix}.rtt_p95_ms", seen.rtt_p95_ms, "ms", n=ROUNDS, note=note)
+            note = f"{LINE}, {loss:.1%} loss each way, one CUBIC flow through Envoy"
+            yield from _figures(f"queue.download{suffix}", loaded(lab, download=True), note)
+            yield from _figures(f"queue.upload{suffix}", loaded(lab, download=False), note)
+            if not loss:
+                seen = loaded(lab, download=True, congestion="bbr")
+                yield from _figures("queue.download.bbr", seen, note.replace("CUBIC", "BBR"))
     with line(0.0) as lab:
         free = loaded(lab, download=True)
         with stuck_flows(lab, STUCK_FLOWS):
@@ -49,6 +50,12 @@ def run() -> Iterator[Figure]:
     note = f"{LINE}; {STUCK_FLOWS} stuck TCP connections in the same tunnel, without them as baseline"
     yield Figure("queue.stuck_flow.mbit_s", beside.mbit_s, "Mbit/s", free.mbit_s, ROUNDS, note)
     yield Figure("queue.stuck_flow.rtt_p50_ms", beside.rtt_p50_ms, "ms", free.rtt_p50_ms, ROUNDS, note)
+
+
+def _figures(name: str, seen: Seen, note: str) -> Iterator[Figure]:
+    yield Figure(f"{name}.mbit_s", seen.mbit_s, "Mbit/s", n=ROUNDS, note=note)
+    yield Figure(f"{name}.rtt_p50_ms", seen.rtt_p50_ms, "ms", n=ROUNDS, note=note)
+    yield Figure(f"{name}.rtt_p95_ms", seen.rtt_p95_ms, "ms", n=ROUNDS, note=note)
 
 
 @contextmanager
@@ -60,13 +67,16 @@ def line(loss: float) -> Iterator[Lab]:
         yield lab
 
 
-def loaded(lab: Lab, *, download: bool, rounds: int = ROUNDS, seconds: float = SECONDS) -> Seen:
+def loaded(
+    lab: Lab, *, download: bool, rounds: int = ROUNDS, seconds: float = SECONDS, congestion: str = "cubic"
+) -> Seen:
     """A probe of 50 questions per second beside one TCP flow that takes what it can get."""
     rates, p50, p95 = [], [], []
     node = addresses.node(1).v4
     for _ in range(rounds):
         with lab.seed.probe("udp", node, addresses.ECHO_PORT, rate=50) as probe:
-            rates.append(iperf(lab.seed, lab.node, node, seconds=seconds, download=not download).mbit_s)
+            flow = iperf(lab.seed, lab.node, node, seconds=seconds, download=not download, congestion=congestion)
+            rates.append(flow.mbit_s)
         p50.append(probe.report.rtt_p50_ms)
         p95.append(probe.report.rtt_p95_ms)
         time.sleep(1)
