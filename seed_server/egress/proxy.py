@@ -16,10 +16,12 @@ from agent.carrier.tls import readable, writable
 from agent.carrier.upgrade import Request
 from agent.errors import HostError
 from agent.model import IPAddress, IPNetwork, networks
+from agent.run import spawn
 from seed_server.egress import target as targets
 from seed_server.egress.api import EgressConfig
 from seed_server.egress.dial import Dialler
 from seed_server.egress.ends import Plain
+from seed_server.egress.lost import end_lost
 from seed_server.egress.policy import Policy, Way
 from seed_server.egress.pump import Pump, Tunnel
 from seed_server.egress.reach import Reach
@@ -42,6 +44,7 @@ log = logging.getLogger("rhizome.egress")
 
 #: A refusal is followed by reading what the client still sends, or a reset would overtake the words.
 LINGER_S, LINGER_BYTES = 1.0, 64 * 1024
+_WATCH_S = 1.0
 
 
 class Proxy:
@@ -57,6 +60,7 @@ class Proxy:
         self.idle.set()
         self._open = 0
         self.reconfigure(config)
+        self._watching = spawn(self._watch(), name="egress.watch", vital=True)
 
     def reconfigure(self, config: EgressConfig) -> None:
         """Raises ValueError; then nothing has changed."""
@@ -85,12 +89,13 @@ class Proxy:
                 await self.refuse(client, exc.failure, request.target)
                 return
             try:
+                address = self._in_shoot(sock)
                 await _send(client, ESTABLISHED)
             except BaseException:
                 sock.close()
                 raise
             self.tally.succeeded(asyncio.get_running_loop().time() - began)
-            self.pump.add(Tunnel(client, Plain(sock), request.rest, self._on_closed))
+            self.pump.add(Tunnel(client, Plain(sock), request.rest, self._on_closed, address))
             is_tunnel = True
         except OSError as exc:
             log.debug("a client left: %s", exc, extra={"event": "egress.left"})
@@ -128,7 +133,19 @@ class Proxy:
 
     def close(self) -> None:
         """End every tunnel."""
+        self._watching.cancel()
         self.pump.close()
+
+    def _in_shoot(self, sock: socket.socket) -> IPAddress | None:
+        """Where a target is, if it is in the shoot."""
+        address = ip_address(sock.getpeername()[0].partition("%")[0])
+        return address if self.policy.judge(address) is Way.TUNNEL else None
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if ended := end_lost(self.pump, self.dialler.fault, asyncio.get_running_loop().time()):
+                log.info("%d connections ended, their targets are out of reach", ended, extra={"event": "egress.lost"})
 
     def _on_closed(self) -> None:
         self._open -= 1

@@ -17,6 +17,7 @@ import termios
 from collections import deque
 from collections.abc import Callable
 
+from agent.model import IPAddress
 from agent.run import spawn
 from seed_server.egress.ends import Plain
 
@@ -88,13 +89,23 @@ class _Flow:
 
 
 class Tunnel:
-    """A client and its target. `up` leads to the target."""
+    """A client and its target. `up` leads to the target; `address` is where that is in the shoot, None for one in the seed."""
 
-    __slots__ = ("client", "down", "held_s", "is_queued", "on_closed", "target", "touched", "up")
+    __slots__ = ("address", "client", "down", "held_s", "is_queued", "lost_at", "on_closed", "target", "touched", "up")
 
-    def __init__(self, client: Plain, target: Plain, early: bytes, on_closed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: Plain,
+        target: Plain,
+        early: bytes,
+        on_closed: Callable[[], None],
+        address: IPAddress | None = None,
+    ) -> None:
         self.client = client
         self.target = target
+        self.address = address
+        #: Since when nothing has got there; None when it has, or is not known not to.
+        self.lost_at: float | None = None
         self.up = _Flow(client, target, early)
         self.down = _Flow(target, client)
         self.on_closed = on_closed
@@ -142,13 +153,14 @@ class Pump:
         """End all tunnels."""
         if self._epoll.closed:
             return
-        for tunnel in self._all():
-            self._remove(tunnel, Plain.abort)
+        for tunnel in self.all():
+            self.remove(tunnel, Plain.abort)
         self._sweeping.cancel()
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
-    def _all(self) -> list[Tunnel]:
+    def all(self) -> list[Tunnel]:
+        """Every open tunnel."""
         return [tunnel for tunnel, end in self._tunnels.values() if end is tunnel.client]
 
     def _on_events(self) -> None:
@@ -193,12 +205,12 @@ class Pump:
                 tunnel.held_s = 0.0
             down = 0 if tunnel.held_s and self._hold(tunnel) else tunnel.down.move(TURN_BYTES)
         except OSError:
-            self._remove(tunnel, Plain.abort)
+            self.remove(tunnel, Plain.abort)
             return 0
         self.up_bytes += up
         self.down_bytes += down
         if tunnel.is_over:
-            self._remove(tunnel, Plain.close)
+            self.remove(tunnel, Plain.close)
         else:
             if up or down:
                 tunnel.touched = self._loop.time()
@@ -227,7 +239,8 @@ class Pump:
         if tunnel.held_s and tunnel.client.sock.fileno() in self._tunnels:
             self._enqueue(tunnel)
 
-    def _remove(self, tunnel: Tunnel, close: Callable[[Plain], None]) -> None:
+    def remove(self, tunnel: Tunnel, close: Callable[[Plain], None]) -> None:
+        """End a tunnel, both ends in the same way."""
         for end in (tunnel.client, tunnel.target):
             if self._tunnels.pop(end.sock.fileno(), None) is not None:
                 with contextlib.suppress(OSError):
@@ -241,9 +254,9 @@ class Pump:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for tunnel in self._all():
+            for tunnel in self.all():
                 quiet_s = self._loop.time() - tunnel.touched
                 is_half = tunnel.up.is_over or tunnel.down.is_over
                 is_gone = tunnel.client.is_gone or tunnel.target.is_gone
                 if (is_half and quiet_s > HALF_CLOSED_S) or (is_gone and quiet_s > GONE_S):
-                    self._remove(tunnel, Plain.abort)
+                    self.remove(tunnel, Plain.abort)
