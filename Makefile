@@ -5,14 +5,19 @@ PYTEST = .venv/bin/python -m pytest
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL = help
-.PHONY: help demo down check test fuzz fmt bench docs clean
+.PHONY: help demo demo-kube down check test test-kube fuzz fmt bench docs clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1mmake %-6s\033[0m %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1mmake %-9s\033[0m %s\n", $$1, $$2}' Makefile
 
 demo: ## the main job, shown: seed to node, pod and service, through a tunnel the shoot dialled (root; KEEP=1 PROXY=kind)
 	@scripts/setup demo
 	@.venv/bin/python -m lab demo $(if $(KEEP),--keep) $(if $(PROXY),--proxy $(PROXY))
+
+demo-kube: ## a real kube-apiserver uses the tunnel, shown with kubectl (root; the first time builds Kubernetes; WIRING=kind)
+	@scripts/setup kube
+	@scripts/kube-binaries
+	@.venv/bin/python -m lab demo-kube $(if $(WIRING),--wiring $(WIRING))
 
 down: ## remove what `make demo KEEP=1` left running
 	@.venv/bin/python -m lab down
@@ -29,6 +34,11 @@ test: ## all tests: also contracts, fuzzing, network namespaces and a real kerne
 	@scripts/setup test
 	@$(MAKE) check
 	$(PYTEST) tests/contract tests/fuzz tests/netns tests/kernel
+
+test-kube: ## the real kube-apiserver, its users and the tunnel (root; the first time builds Kubernetes)
+	@scripts/setup kube
+	@scripts/kube-binaries
+	$(PYTEST) tests/kube
 
 fuzz: ## every fuzz target for ten minutes (SECONDS=600)
 	@scripts/setup check

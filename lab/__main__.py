@@ -17,6 +17,9 @@ from lab.addresses import Family
 from lab.daemons import program
 from lab.demo import Demo, show
 from lab.front import KINDS
+from lab.kube.demo import KubeDemo
+from lab.kube.demo import show as show_kube
+from lab.kube.landscape import Landscape, Wiring
 from lab.lab import Lab
 from lab.processes import LabError
 from lab.records import Record, records, remove_abandoned
@@ -30,6 +33,13 @@ def main() -> int:
     demo.add_argument("--underlay", type=int, choices=(4, 6), default=4, help="IP version between shoot and seed")
     demo.add_argument("--keep", action="store_true", help="leave it running, to look at")
     demo.set_defaults(run=_demo)
+    kube = commands.add_parser(
+        "demo-kube", help="show a real kube-apiserver using the tunnel, with kubectl; same exit code"
+    )
+    kube.add_argument(
+        "--wiring", choices=[w.value for w in Wiring], default=Wiring.EGRESS_MTLS.value, help="into the tunnel by what"
+    )
+    kube.set_defaults(run=_demo_kube)
     down = commands.add_parser("down", help="remove what `demo --keep` left, and what killed runs left")
     down.set_defaults(run=_down)
     inside = commands.add_parser("exec", help="run a command on a machine of the lab that was kept")
@@ -50,8 +60,7 @@ def main() -> int:
 
 
 def _demo(arguments: argparse.Namespace, console: Console) -> int:
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    _end_politely()
     family: Family = arguments.underlay
     lab = Lab(arguments.proxy, underlay=family)
     try:
@@ -62,6 +71,22 @@ def _demo(arguments: argparse.Namespace, console: Console) -> int:
     finally:
         lab.down()
     return 0 if found.works else 1
+
+
+def _demo_kube(arguments: argparse.Namespace, console: Console) -> int:
+    _end_politely()
+    landscape = Landscape(Wiring(arguments.wiring))
+    try:
+        checks = KubeDemo(landscape, console).run()
+    finally:
+        landscape.down()
+    return 0 if show_kube(checks, console) else 1
+
+
+def _end_politely() -> None:
+    """SIGTERM and SIGHUP do what Ctrl-C does: everything is removed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

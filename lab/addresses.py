@@ -15,7 +15,8 @@
   10.10.0.0/24           198.51.100.0/24                    10.30.0.0/24            10.40.0.0/16          10.50.0.0/24
   fd00:10::/64           2001:db8:100::/64                  fd00:30::/64            fd00:40::/32          fd00:50::/112
 
-A second node is node 2: 10.30.0.12 with pod 10.40.2.2, and so on. The service 10.50.0.10 lives nowhere: each node rewrites
+A second node is node 2: 10.30.0.12 with pod 10.40.2.2, and so on. Other pods of the seed, when a lab has some, are 10.10.0.11,
+10.10.0.12 and so on, on one bridge with the seed server's. The service 10.50.0.10 lives nowhere: each node rewrites
 it to its own pod, as kube-proxy would. The tunnel network is the product's default, 192.168.128.0/17 and
 fd8f:6d53:b97a:1::/96. No range overlaps another (a test checks), and the three shoot ranges have no route outside the shoot.
 """
@@ -47,7 +48,8 @@ SERVER_PORT = 443
 HTTP_PORT = 8080  # on nodes and pods
 ECHO_PORT = 7007  # TCP and UDP, on nodes and pods
 BULK_PORT = 7009  # TCP, on nodes and pods
-SERVICE_PORTS = ((80, HTTP_PORT), (ECHO_PORT, ECHO_PORT), (BULK_PORT, BULK_PORT))
+HTTPS_PORT = 8443  # on pods, where a test puts a server: lab.kube does
+SERVICE_PORTS = ((80, HTTP_PORT), (443, HTTPS_PORT), (ECHO_PORT, ECHO_PORT), (BULK_PORT, BULK_PORT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,11 @@ NAT_OUTSIDE = Pair("198.51.100.2", "2001:db8:100::2")
 NAT_OUTSIDE_SPARE = Pair("198.51.100.3", "2001:db8:100::3")
 NAT_INSIDE = Pair("10.30.0.1", "fd00:30::1")
 SERVICE = Pair("10.50.0.10", "fd00:50::10")
+
+
+def seed_pod(index: int) -> Pair:
+    """Address of the seed's pod `index`, which counts from 1. The seed server has a pod of its own, SEED."""
+    return Pair(f"10.10.0.{10 + index}", f"fd00:10::{10 + index}")
 
 
 def node(index: int) -> Pair:

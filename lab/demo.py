@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 
 from lab import addresses
 from lab.addresses import Family, Target
 from lab.daemons import Daemon
 from lab.lab import Lab
 from lab.processes import LabError, wait_until
+from lab.steps import step, verdict
 from lab.verdict import Findings, Reached
 
 _FAMILIES: tuple[Family, Family] = (4, 6)
@@ -34,15 +32,17 @@ class Demo:
 
     def run(self) -> Findings:
         """Raises LabError when something does not even start."""
-        with self._step("a landscape: seed, internet with a proxy, NAT router, shoot node with a pod and a service"):
+        with step(
+            self._console, "a landscape: seed, internet with a proxy, NAT router, shoot node with a pod and a service"
+        ):
             self.lab.up()
-        with self._step("certificates of a control plane of its own (rhizome-agent pki)"):
+        with step(self._console, "certificates of a control plane of its own (rhizome-agent pki)"):
             server, client = self.lab.seed_server(), self.lab.shoot_client()
         self._before()
-        with self._step("rhizome-seed-server starts in the seed"):
+        with step(self._console, "rhizome-seed-server starts in the seed"):
             server.start()
             self._wait_listening(server)
-        with self._step("rhizome-shoot-client starts on the shoot's node and dials out"):
+        with step(self._console, "rhizome-shoot-client starts on the shoot's node and dials out"):
             self._first_packet(client)
             client.wait_ready()
             server.wait_ready()
@@ -52,21 +52,10 @@ class Demo:
         self._after()
         return self.found
 
-    @contextmanager
-    def _step(self, what: str) -> Iterator[None]:
-        start = time.monotonic()
-        with self._console.status(escape(what)):
-            try:
-                yield
-            except BaseException:
-                self._console.print(f"[red]failed[/]  {escape(what)}", highlight=False, soft_wrap=True)
-                raise
-        self._console.print(
-            f"[green]{time.monotonic() - start:5.1f} s[/] {escape(what)}", highlight=False, soft_wrap=True
-        )
-
     def _before(self) -> None:
-        with self._step("without the tunnel: the seed reaches nothing of the shoot, the shoot lets nothing in"):
+        with step(
+            self._console, "without the tunnel: the seed reaches nothing of the shoot, the shoot lets nothing in"
+        ):
             answered = [
                 f"{target.name} {target.address[family]}"
                 for target in addresses.targets()
@@ -81,7 +70,7 @@ class Demo:
             self._knock("before the tunnel")
 
     def _after(self) -> None:
-        with self._step("with the tunnel: the shoot still lets nothing in, and reaches nothing of the seed"):
+        with step(self._console, "with the tunnel: the shoot still lets nothing in, and reaches nothing of the seed"):
             self._knock("with the tunnel")
             ends = self.lab.tunnel_addresses(self.lab.seed)
             report = self.lab.node.run_tool("scan", ",".join([*ends, *addresses.SEED]), _PORTS, _UDP_PORTS, 0.5)
@@ -133,7 +122,7 @@ class Demo:
             self.found.first_packet_s = probe.report.first_answer_at - started
 
     def _reach(self) -> None:
-        with self._step("requests from the seed to node, pod and service, over IPv4 and IPv6"):
+        with step(self._console, "requests from the seed to node, pod and service, over IPv4 and IPv6"):
             for target in addresses.targets():
                 expected = "node1" if target.name == "node" else "pod1"
                 for family in _FAMILIES:
@@ -156,7 +145,7 @@ class Demo:
             self.found.check("ping", all(pings), f"{sum(pings)} of {len(pings)} to node and pod answered")
 
     def _inspect(self, server: Daemon, client: Daemon) -> None:
-        with self._step("which way it goes"):
+        with step(self._console, "which way it goes"):
             seen, on_client = server.status(), client.status()
             self.found.path = self._path()
             self.found.data_plane = f"WireGuard, {seen.backend_reason}"
@@ -185,7 +174,7 @@ class Demo:
         return answer["address"] in tuple(addresses.SEED) and answer["port"] == addresses.SERVER_PORT
 
     def _throughput(self) -> None:
-        with self._step(f"{_BULK_BYTES // 1_000_000} MB from a pod to the seed, and checksums compared"):
+        with step(self._console, f"{_BULK_BYTES // 1_000_000} MB from a pod to the seed, and checksums compared"):
             report = self.lab.seed.run_tool(
                 "transfer", addresses.pod(1), addresses.BULK_PORT, _BULK_BYTES, "down", timeout_s=120
             )
@@ -211,14 +200,4 @@ def _in_words(answers: list[dict[str, object]]) -> str:
 
 def show(found: Findings, console: Console) -> None:
     """The verdict, for people."""
-    console.print()
-    if found.works:
-        console.print(
-            "[bold green]It works.[/] The seed reaches the shoot, and the shoot let nothing in.", highlight=False
-        )
-    else:
-        console.print("[bold red]It does not work.[/] The lines marked FAILED say what is wrong.", highlight=False)
-    console.print()
-    for label, text in found.lines():
-        style = "bold red" if label == "FAILED" else "bold"
-        console.print(f"  [{style}]{label:<13}[/] {escape(text)}", highlight=False, soft_wrap=True)
+    verdict(console, found.works, "The seed reaches the shoot, and the shoot let nothing in.", found.lines())

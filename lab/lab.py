@@ -45,6 +45,7 @@ class Lab:
         proxy: str = "none",
         *,
         nodes: int = 1,
+        seed_pods: int = 0,
         underlay: Family = 4,
         mtu_bytes: int = 1500,
         impairment: Impairment | None = None,
@@ -55,7 +56,9 @@ class Lab:
         self.underlay: Family = underlay
         self.impairment = impairment
         self.machines: dict[str, Machine] = {}
-        self._plan = topology.Plan(nodes, mtu_bytes, straight=proxy == "none", impaired=impairment is not None)
+        self._plan = topology.Plan(
+            nodes, seed_pods, mtu_bytes, straight=proxy == "none", impaired=impairment is not None
+        )
         self._undo: list[Callable[[], None]] = []
 
     # The machines.
@@ -89,6 +92,11 @@ class Lab:
     @property
     def pods(self) -> list[Machine]:
         return [self.machines[f"pod{index}"] for index in range(1, self._plan.nodes + 1)]
+
+    @property
+    def seed_pods(self) -> list[Machine]:
+        """Pods of the control plane beside the seed server's."""
+        return [self.machines[f"seedpod{index}"] for index in range(1, self._plan.seed_pods + 1)]
 
     # Life.
 
@@ -128,7 +136,8 @@ class Lab:
         self._undo.append(lambda: shutil.rmtree(self.directory))
         self.directory.chmod(0o755)  # proxies drop their privileges and still read their files
         indexes = range(1, self._plan.nodes + 1)
-        names = ["seed", "net", "nat", *(f"{kind}{index}" for index in indexes for kind in ("node", "pod"))]
+        names = ["seed", "net", "nat", *(f"seedpod{index}" for index in range(1, self._plan.seed_pods + 1))]
+        names += [f"{kind}{index}" for index in indexes for kind in ("node", "pod")]
         self.record = Record(
             str(self.directory),
             prefix,

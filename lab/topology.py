@@ -21,6 +21,7 @@ class Plan:
     there is no proxy. `impaired`: the link internet - NAT router is left out; somebody else lays it before `finish`."""
 
     nodes: int
+    seed_pods: int
     mtu_bytes: int
     straight: bool
     impaired: bool
@@ -31,10 +32,7 @@ def wire(machines: dict[str, Machine], plan: Plan) -> None:
     net, nat = machines["net"], machines["nat"]
     for machine in machines.values():
         machine.ip("link set lo up")
-    _cable(machines["seed"], "eth0", net, "seed0", plan.mtu_bytes)
-    _addresses(machines["seed"], "eth0", 24, 64, addresses.SEED)
-    _addresses(net, "seed0", 24, 64, addresses.SEED_GATEWAY)
-    _default(machines["seed"], addresses.SEED_GATEWAY)
+    _wire_seed(machines, plan)
     if not plan.impaired:
         _cable(net, "wan0", nat, "wan0", plan.mtu_bytes)
     nat.ip("link add lan0 type bridge", "link set lan0 up")
@@ -49,6 +47,25 @@ def wire(machines: dict[str, Machine], plan: Plan) -> None:
         _addresses(node, "pod0", 24, 64, addresses.pod_gateway(index))
         _addresses(pod, "eth0", 24, 64, addresses.pod(index))
         _default(pod, addresses.pod_gateway(index))
+
+
+def _wire_seed(machines: dict[str, Machine], plan: Plan) -> None:
+    """The seed server's pod, alone on its cable to the internet, or on a bridge with other pods."""
+    net = machines["net"]
+    pods = {"seed": addresses.SEED} | {
+        f"seedpod{index}": addresses.seed_pod(index) for index in range(1, plan.seed_pods + 1)
+    }
+    if plan.seed_pods:
+        net.ip(f"link add seed0 mtu {plan.mtu_bytes} type bridge", "link set seed0 up")
+    for name, pair in pods.items():
+        if plan.seed_pods:
+            _cable(machines[name], "eth0", net, f"{name}-0", plan.mtu_bytes)
+            net.ip(f"link set {name}-0 master seed0")
+        else:
+            _cable(machines[name], "eth0", net, "seed0", plan.mtu_bytes)
+        _addresses(machines[name], "eth0", 24, 64, pair)
+        _default(machines[name], addresses.SEED_GATEWAY)
+    _addresses(net, "seed0", 24, 64, addresses.SEED_GATEWAY)
 
 
 def finish(machines: dict[str, Machine], plan: Plan) -> None:
@@ -125,6 +142,7 @@ table inet lab {{
   chain forward {{
     type filter hook forward priority filter; policy accept;{_ANSWERS}
     {exposed}
+    iifname "seed0" oifname "seed0" accept
     oifname "seed0" counter name refused drop
   }}
 }}

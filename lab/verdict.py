@@ -50,7 +50,6 @@ class Findings:
 
     def lines(self) -> list[tuple[str, str]]:
         """The verdict as label and text; an empty label goes on with the one before."""
-        failed = [check for check in self.checks if not check.passed]
         rows = [
             ("reached", f"{r.what:<8} {r.address:<24} answered by {r.answered_by} in {r.seconds * 1e3:.1f} ms")
             for r in self.reached
@@ -60,15 +59,18 @@ class Findings:
         rows += [("first packet", _figure(self.first_packet_s, "s after the client was started", 2))]
         rows += [("handshake", _figure(self.handshake_age_s, "s ago", 0))]
         rows += [("throughput", _figure(self.mbit_s, "Mbit/s on one TCP connection, checksums equal at both ends", 0))]
-        rows += [
-            ("proven" if check.passed else "FAILED", f"{check.name}: {check.detail}")
-            for check in self.checks
-            if check not in failed
-        ]
-        rows += [("FAILED", f"{check.name}: {check.detail}") for check in failed]
-        return [
-            ("" if index and rows[index - 1][0] == label else label, text) for index, (label, text) in enumerate(rows)
-        ]
+        return grouped([*rows, *proofs(self.checks)])
+
+
+def proofs(checks: Sequence[Check]) -> list[tuple[str, str]]:
+    """Checks as label and text, what failed at the end."""
+    rows = [("proven" if check.passed else "FAILED", f"{check.name}: {check.detail}") for check in checks]
+    return sorted(rows, key=lambda row: row[0] == "FAILED")
+
+
+def grouped(rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same, with labels left out that are the same as the one before."""
+    return [("" if index and rows[index - 1][0] == label else label, text) for index, (label, text) in enumerate(rows)]
 
 
 def _figure(value: float, unit: str, digits: int) -> str:

@@ -325,3 +325,16 @@ def test_what_a_killed_owner_left_is_removed_and_what_runs_is_not(
     wait_until(lambda: any(r.abandoned() for r in records() if r.prefix == prefix), "the record being abandoned")
     assert str(directory) in [record.directory for record in remove_abandoned()]
     assert_nothing_left(directory, prefix, processes)
+
+
+def test_other_pods_of_the_seed_reach_the_seed_servers_but_nothing_of_the_shoot(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(seed_pods=2)
+    one, other = lab.seed_pods
+    for family in (4, 6):
+        for address in (addresses.SEED[family], addresses.seed_pod(2)[family]):
+            one.run(["ping", "-c1", "-W2", address])
+        other.run(["ping", "-c1", "-W2", addresses.SEED[family]])
+        for target in addresses.targets():
+            done = one.run(["curl", "-gsS", "-m", "0.5", target.url(family)], check=False)
+            assert done.returncode != 0, target
+    assert lab.net.counter("refused") == 0, "the internet's firewall is for others"
