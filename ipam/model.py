@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network, summarize_address_range
 from typing import NamedTuple
 
@@ -262,6 +263,29 @@ class Allocation:
 
 def block_of(text: str) -> Block:
     """A block from its text form, "192.168.128.5" or "10.1.0.0/28". Raises ValueError, also for host bits."""
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
     if "/" in text:
         return Block.of(ip_network(text))
-    return Block(6, 128, int(IPv6Address(text))) if ":" in text else Block(4, 32, int(IPv4Address(text)))
+    if ":" not in text:
+        return Block(4, 32, _ipv4(text))
+    # Addresses of one pool differ in their last group only; parsing the rest of each would be most of loading a ledger.
+    head, _, tail = text.rpartition(":")
+    if 0 < len(tail) <= 4 and tail.isascii() and tail.isalnum():
+        return Block(6, 128, _ipv6_head(head) | int(tail, 16))
+    return Block(6, 128, int(IPv6Address(text)))
+
+
+def _ipv4(text: str) -> int:
+    """As ipaddress has it, in a fifth of the time for what is canonical."""
+    parts = text.split(".")
+    if len(parts) == 4 and text.isascii() and all(part.isdigit() and (part == "0" or part[0] != "0") for part in parts):
+        a, b, c, d = map(int, parts)
+        if max(a, b, c, d) < 256:
+            return a << 24 | b << 16 | c << 8 | d
+    return int(IPv4Address(text))
+
+
+@lru_cache(maxsize=4096)
+def _ipv6_head(head: str) -> int:
+    return int(IPv6Address(head + ":0"))

@@ -23,6 +23,7 @@ from ipam.stores.file import FileStore
 
 STORE = Path("/var/lib/rhizome/addresses.log")
 DEFAULT_NETWORKS = ("192.168.128.0/17", "fd8f:6d53:b97a:1::/96")
+_KUBERNETES = "kubernetes:"
 
 
 def store_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def store_arguments(parser: argparse.ArgumentParser) -> None:
         "--store",
         default=str(STORE),
         metavar="STORE",
-        help=f"the ledger's file (default: {STORE})",
+        help=f"a file, or {_KUBERNETES}NAMESPACE/NAME for ConfigMaps NAME-0, NAME-1, ... (default: {STORE})",
     )
 
 
@@ -77,14 +78,23 @@ def policy(chosen: Sequence[Pool], quarantine_s: float) -> Policy:
 @asynccontextmanager
 async def opened(text: str) -> AsyncIterator[Store]:
     """The store that --store names. Raises ConfigError, StoreError."""
-    if not text:
-        raise ConfigError("--store: is empty; name a file")
-    yield FileStore(Path(text))
+    if not text.startswith(_KUBERNETES):
+        if not text:
+            raise ConfigError("--store: is empty; name a file")
+        yield FileStore(Path(text))
+        return
+    namespace, slash, name = text.removeprefix(_KUBERNETES).partition("/")
+    if not (namespace and slash and name):
+        raise ConfigError(f"--store: has to be {_KUBERNETES}NAMESPACE/NAME")
+    from ipam.stores.kubernetes import connect  # 45 MiB of memory, only when it is used
+
+    async with connect(namespace, name) as store:
+        yield store
 
 
 def must_exist(text: str) -> None:
     """Reading a ledger that is not there would say that all is free. Raises StoreError."""
-    if not Path(text).exists():
+    if not text.startswith(_KUBERNETES) and not Path(text).exists():
         raise StoreError(f"there is no address ledger {text}; name it with --store")
 
 

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
+from kubernetes.aio import client
 
 from agent.errors import Conflict
 from ipam.allocate import allocate, release
@@ -22,7 +23,10 @@ from ipam.model import Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores import Store, Version
 from ipam.stores.file import FileStore
+from ipam.stores.kubeapi import ConfigMaps
+from ipam.stores.kubernetes import KubernetesStore
 from ipam.stores.memory import MemoryStore
+from lab.apiserver import ApiServer
 
 POLICY = Policy((Pool.tunnel(IPv4Network("10.0.0.0/20")), Pool.tunnel(IPv6Network("fd00::/96"))))
 
@@ -31,9 +35,16 @@ def owner(name: str) -> Owner:
     return Owner("shoot-client", "shoot--a--b", name, "uid")
 
 
-@pytest.fixture(params=["memory", "file"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return MemoryStore() if request.param == "memory" else FileStore(tmp_path / "ledger")
+@pytest.fixture(params=["memory", "file", "kubernetes"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    if request.param != "kubernetes":
+        yield MemoryStore() if request.param == "memory" else FileStore(tmp_path / "ledger")
+        return
+    server = ApiServer()
+    settings = client.Configuration(host=await server.start())
+    async with client.ApiClient(settings) as api:
+        yield KubernetesStore(ConfigMaps(api, "garden", "ledger"), "ledger", 4)
+    await server.stop()
 
 
 def content(ledger: Ledger) -> object:
@@ -85,6 +96,16 @@ async def test_a_ledger_that_is_not_newer_loses(store: Store) -> None:
     for other in (ledger, Ledger.of([], ledger.generation)):
         with pytest.raises(Conflict, match="cannot follow"):
             await store.write(other, version)
+
+
+async def test_a_change_is_noticed(store: Store) -> None:
+    ledger, version = await store.read()
+    waiting = asyncio.create_task(store.changed(version))  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    await store.write(allocate(ledger, POLICY, owner("a"), 0.0)[0], version)
+    await asyncio.wait_for(waiting, 5.0)
+    await asyncio.wait_for(store.changed(version), 5.0)
+    assert (await store.read())[1] != version
 
 
 async def test_contending_writers_all_get_an_address_of_their_own(store: Store) -> None:

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -49,6 +49,23 @@ def test_a_pool_of_prefixes_leaves_out_every_block_that_touches_a_reserved_range
     assert Ledger().lowest_free(pool) == block_of("10.1.0.32/28")
     assert pool.size == 14
     assert str(pool) == "10.1.0.0/24 in blocks of /28"
+
+
+@settings(deadline=None)
+@given(st.ip_addresses(), st.sampled_from(["", "0", "x", ":", "_", " ", "١", ".1", ":1", "%a"]), st.integers(0, 40))
+def test_addresses_are_read_as_the_standard_library_does(address: object, noise: str, at: int) -> None:
+    text = str(address)
+    broken = text[:at] + noise + text[at:]
+    for each in (text, broken):
+        try:
+            expected = ip_address(each) if "%" not in each else None
+        except ValueError:
+            expected = None
+        if expected is None:
+            with pytest.raises(ValueError, match=r"."):
+                block_of(each)
+        else:
+            assert block_of(each).address == expected
 
 
 @settings(deadline=None)

@@ -122,6 +122,7 @@ def test_check_finds_leaks_orphans_and_the_unserved(run: Any, place: Path, monke
         (f"allocate --store a.log --length 30 {NODE}", 2, "only together with --out-of"),
         (f"allocate --store a.log --for -1 {NODE}", 2, "more than 0 seconds"),
         (f"allocate --store a.log --label x {NODE}", 2, "write key=value"),
+        (f"allocate --store kubernetes:x {NODE}", 2, "has to be kubernetes:NAMESPACE/NAME"),
         (f"allocate --store missing/a.log {NODE}", 1, "is no directory; make it"),
         ("list --store a.log", 1, "there is no address ledger a.log; name it with --store"),
         ("explain --store a.log 10.0.0.300", 2, "is no IP address"),
