@@ -12,12 +12,16 @@ import secrets
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from agent.model import IPAddress
 from agent.run import spawn
 from seed_server.egress.dial import Dialler
 from seed_server.egress.policy import Way
 from seed_server.egress.verdict import Denied, Failure, Stage, tunnel_down
+
+if TYPE_CHECKING:
+    from dns.message import Message
 
 PORT = 53
 #: A question is asked again of the next server after this; the request's own time ends it all.
@@ -99,10 +103,8 @@ class Resolver:
 
     async def _query(self, server: IPAddress, name: str, kind: str, until: float) -> list[IPAddress]:
         """Raises Denied, OSError, TimeoutError."""
-        import dns.exception
         import dns.flags
         import dns.message
-        import dns.rcode
 
         question = dns.message.make_query(name + ".", kind, id=secrets.randbelow(1 << 16), use_edns=0, payload=1232)
         wire = question.to_wire()
@@ -115,22 +117,14 @@ class Resolver:
             loop = asyncio.get_running_loop()
             await loop.sock_sendall(sock, wire)
             while True:
-                data = await loop.sock_recv(sock, ANSWER_MAX_BYTES)
-                try:
-                    answer = dns.message.from_wire(data, ignore_trailing=True)
-                except (dns.exception.DNSException, ValueError):
-                    continue
-                if question.is_response(answer):
+                answer = answer_to(question, await loop.sock_recv(sock, ANSWER_MAX_BYTES))
+                if answer is not None:
                     break
         if answer.flags & dns.flags.TC:
-            return _read(await self._over_tcp(server, question, until), name, server)
-        return _read(answer, name, server)
+            answer = await self._over_tcp(server, question, until)
+        return read(answer, name, server)
 
-    async def _over_tcp(self, server: IPAddress, question: object, until: float) -> object:
-        import dns.exception
-        import dns.message
-
-        assert isinstance(question, dns.message.Message)
+    async def _over_tcp(self, server: IPAddress, question: Message, until: float) -> Message:
         loop = asyncio.get_running_loop()
         with await self._dialler.dial(server, PORT, Way.TUNNEL, self._device, until) as sock:
             wire = question.to_wire()
@@ -141,13 +135,22 @@ class Resolver:
                 if not more:
                     raise ConnectionResetError("the DNS server hung up")
                 data += more
-        try:
-            answer = dns.message.from_wire(data[2:], ignore_trailing=True)
-        except (dns.exception.DNSException, ValueError) as exc:
-            raise ConnectionResetError("the DNS server's answer is malformed") from exc
-        if not question.is_response(answer):
-            raise ConnectionResetError("the DNS server answered another question")
+        answer = answer_to(question, data[2:])
+        if answer is None:
+            raise ConnectionResetError("what the DNS server said is no answer to the question")
         return answer
+
+
+def answer_to(question: Message, wire: bytes) -> Message | None:
+    """What a name server sent, None when it is no answer to this question."""
+    import dns.exception
+    import dns.message
+
+    try:
+        answer = dns.message.from_wire(wire, ignore_trailing=True)
+    except (dns.exception.DNSException, ValueError):
+        return None
+    return answer if question.is_response(answer) else None
 
 
 async def _enough(tasks: Sequence[asyncio.Task[list[IPAddress] | Failure]]) -> None:
@@ -158,24 +161,25 @@ async def _enough(tasks: Sequence[asyncio.Task[list[IPAddress] | Failure]]) -> N
         await asyncio.wait(waiting, timeout=RESOLUTION_DELAY_S if is_found else None)
 
 
-def _read(answer: object, name: str, server: IPAddress) -> list[IPAddress]:
+def read(answer: Message, name: str, server: IPAddress) -> list[IPAddress]:
     """The addresses in an answer, aliases followed; empty: the name has none of this kind. Raises Denied."""
     import dns.exception
     import dns.message
     import dns.rcode
 
-    assert isinstance(answer, dns.message.QueryMessage)
     code = answer.rcode()
     if code == dns.rcode.NXDOMAIN:
         raise Denied(Failure(502, Stage.RESOLVE, "no-such-name", f"the shoot's DNS knows no {name}"))
     if code != dns.rcode.NOERROR:
         words = f"the shoot's DNS {server} answered {dns.rcode.to_text(code)} for {name}"
         raise Denied(Failure(502, Stage.RESOLVE, "dns-error", words))
+    useless = Failure(502, Stage.RESOLVE, "dns-error", f"the shoot's DNS {server} gave a useless answer for {name}")
+    if not isinstance(answer, dns.message.QueryMessage):
+        raise Denied(useless)
     try:
         records = answer.resolve_chaining().answer
     except dns.exception.DNSException as exc:
-        words = f"the shoot's DNS {server} gave a useless answer for {name}"
-        raise Denied(Failure(502, Stage.RESOLVE, "dns-error", words)) from exc
+        raise Denied(useless) from exc
     return [ip_address(str(record.address)) for record in records or ()][:ADDRESSES_MAX]
 
 
