@@ -37,6 +37,12 @@ AIMS: tuple[tuple[str, str, float, str], ...] = (
     ("queue.download.mbit_s", ">=", 40.0, "that download on a line of 50 Mbit/s"),
     ("queue.download.loss_0_5.rtt_p50_ms", "<=", 80.0, "the same at 0.5% loss: RTT"),
     ("queue.download.loss_0_5.mbit_s", ">=", 40.0, "the same at 0.5% loss: throughput"),
+    ("egress.uds.connect_p50_ms", "<=", 0.8, "egress: CONNECT on the Unix socket, p50"),
+    ("egress.uds.down_mib_s", ">=", 322.0, "egress: one stream down, Unix socket, twice konnectivity's reference"),
+    ("egress.uds.up_mib_s", ">=", 466.0, "egress: one stream up, Unix socket, twice the reference"),
+    ("egress.mtls.down_mib_s", ">=", 222.0, "egress: one stream down, TLS, twice the reference"),
+    ("egress.mtls.up_mib_s", ">=", 452.0, "egress: one stream up, TLS, twice the reference"),
+    ("egress.uds.stalled_served_percent", ">=", 100.0, "egress: answered while others do not read"),
     ("routes.add_1000_s", "<=", 0.5, "1,000 routes"),
 )
 

@@ -32,6 +32,8 @@ log = logging.getLogger("rhizome.egress.front")
 
 HEAD_TIMEOUT_S = 5.0
 BACKLOG = 4096
+#: The kernel keeps connections to itself that have sent nothing, for so long (tcp(7), TCP_DEFER_ACCEPT).
+DEFER_ACCEPT_S = 5
 ACCEPTS_PER_TURN = 32
 #: A connection that has spoken is left alone for so long, however many wait.
 YOUNG_S = 1.0
@@ -191,10 +193,10 @@ class Front:
             assert self._credentials is not None
             client = Secure(visitor.sock, self._credentials.context())
         try:
-            async with asyncio.timeout(HEAD_TIMEOUT_S):
+            async with asyncio.timeout(HEAD_TIMEOUT_S), Arrivals(client) as arrivals:
                 if isinstance(client, Secure):
-                    await _shake_hands(client, visitor)
-                request = await _head(client, visitor)
+                    await _shake_hands(client, visitor, arrivals)
+                request = await _head(client, visitor, arrivals)
         except Denied as exc:
             failure = exc.failure
         except TimeoutError:
@@ -216,13 +218,33 @@ class Front:
         await self._proxy.refuse(client, failure)
 
 
-async def _shake_hands(client: Secure, visitor: Visitor) -> None:
+class Arrivals:
+    """Waits for more to read on one socket, again and again, with one registration in the loop."""
+
+    def __init__(self, client: Plain) -> None:
+        self._client = client
+        self._event = asyncio.Event()
+
+    async def __aenter__(self) -> Arrivals:
+        asyncio.get_running_loop().add_reader(self._client.sock.fileno(), self._event.set)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._client.sock.fileno())
+
+    async def more(self) -> None:
+        """To be called when a read would block, and not before: then no event is missed and none comes for nothing."""
+        self._event.clear()
+        await self._event.wait()
+        self._client.readable = True
+
+
+async def _shake_hands(client: Secure, visitor: Visitor, arrivals: Arrivals) -> None:
     """Raises Denied, OSError."""
     try:
         while not client.handshake():
-            await tls.readable(client.sock)
+            await arrivals.more()
             visitor.silent = False
-            client.readable = True
     except OSError as exc:
         failure = tls.server_failure(exc)
         raise Denied(Failure(0, Stage.TLS, failure.cause, f"a client's TLS handshake: {failure.words}")) from exc
@@ -239,14 +261,13 @@ def _is_shoots(uri: str) -> bool:
         return False
 
 
-async def _head(client: Plain, visitor: Visitor) -> Request:
+async def _head(client: Plain, visitor: Visitor, arrivals: Arrivals) -> Request:
     """Raises Denied, OSError."""
     reader = RequestReader()
     while True:
         data = client.read()
         if data is None:
-            await tls.readable(client.sock)
-            client.readable = True
+            await arrivals.more()
             continue
         if not data:
             raise ConnectionResetError(errno.ECONNRESET, "it closed before its request was complete")
@@ -265,6 +286,7 @@ def _tcp(address: tuple[str, int], all_addresses: tuple[tuple[str, int], ...]) -
     sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT_S)
         if v6:
             # [::] serves IPv4 too, unless that has an address of its own on this port.
             only = any(":" not in other and other_port == port for other, other_port in all_addresses)

@@ -28,7 +28,7 @@ from seed_server.egress.api import (
     Stats,
 )
 from seed_server.egress.front import Front
-from seed_server.egress.proxy import Proxy
+from seed_server.egress.proxy import Proxy, policy_of
 from seed_server.egress.reach import Fault
 
 log = logging.getLogger("rhizome.egress")
@@ -49,6 +49,7 @@ class Egress:
     def configure(self, config: EgressConfig) -> Ready:
         """Raises RhizomeError; then what ran before goes on."""
         try:
+            policy_of(config)
             proxy = self.proxy or Proxy(config)
             before = proxy.config
             proxy.reconfigure(config)

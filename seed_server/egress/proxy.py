@@ -107,7 +107,8 @@ class Proxy:
     async def refuse(self, client: Plain, failure: Failure, target: str = "") -> None:
         """Answer with the cause and end. `client` is closed afterwards."""
         self.tally.failed(failure, target[: targets.AUTHORITY_MAX])
-        log.info(
+        log.log(
+            logging.INFO if self.tally.is_news(failure, asyncio.get_running_loop().time()) else logging.DEBUG,
             "%s: %d %s",
             ascii(target[: targets.AUTHORITY_MAX])[1:-1] or "a client",
             failure.status,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -142,8 +141,3 @@ async def scene(tmp_path: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch) -> As
         egress.drain_s = 0.0
         await egress.drain()
         await cancel_all()
-
-
-@pytest.fixture
-def reset_listener() -> Callable[[], socket.socket]:
-    return lambda: socket.create_server(("127.0.0.1", 0))
