@@ -33,6 +33,11 @@ COMMANDS: dict[str, Command] = {
         "remove all that Rhizome made in this network namespace, and stop its carriers",
         ("rhizome-agent cleanup --dry-run", "rhizome-agent cleanup"),
     ),
+    "drain": Command(
+        "agent.cli.drain",
+        "let the egress proxies finish what is open, and end (the daemon is stopped before)",
+        ("rhizome-agent drain --seconds 25",),
+    ),
     "wgconf": Command(
         "agent.cli.wgconf",
         "show a WireGuard device as wg-quick text, without its keys (needs rhizome[wgconf])",

@@ -65,6 +65,28 @@ async def stop_companion(kind: Companion, path: Path) -> bool:
 # One connection
 
 
+async def drain_companion(kind: Companion, path: Path, seconds: float) -> bool:
+    """Ask the one at `path` to finish what is open, and wait until it has ended; if it takes much longer than `seconds`, it
+    is ended. False when none was running. Raises HostError."""
+    line = await connect(kind, path)
+    if line is None:
+        return False
+    try:
+        process = os.pidfd_open(line.pid)
+    except OSError:
+        await line.close()
+        return True
+    try:
+        line.send(kind.stop)
+        if await _ended(process, seconds + STOP_TIMEOUT_S):
+            await line.close()
+        else:
+            await line.end()
+    finally:
+        os.close(process)
+    return True
+
+
 @dataclass(slots=True, eq=False)
 class Line:
     """A connection to a companion."""

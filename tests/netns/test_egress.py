@@ -292,6 +292,7 @@ def test_open_connections_outlive_the_daemon(scene: Scene) -> None:
         for sock in (old, secure):
             sock.sendall(b"again")
             assert sock.recv(100) == b"again"
+        assert scene.server.status().egress is not None
     wait_until(scene.reaches, "new connections")
 
 

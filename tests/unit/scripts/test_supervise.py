@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -76,6 +77,24 @@ def test_being_stopped_stops_the_daemon_and_ends_with_its_code(tmp_path: Path, a
         process.send_signal(asked_by)
         assert process.wait(10) == 0
         assert len(starts(tmp_path)) == 1
+
+
+def test_an_egress_proxy_is_drained_after_the_daemon_and_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin" / "rhizome-agent"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nsleep 0.1\necho "$@" > {tmp_path}/told\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("RHIZOME_RUNTIME_DIR", str(tmp_path))
+    with socket.socket(socket.AF_UNIX) as proxy:
+        proxy.bind(str(tmp_path / "rz-seed.egress"))
+        with supervised(tmp_path) as process:
+            wait_for_start(tmp_path, 1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+    assert (tmp_path / "told").read_text() == f"drain --runtime-dir {tmp_path}\n"
 
 
 @pytest.mark.parametrize("code", [0, 2, 3])
