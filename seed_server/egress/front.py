@@ -189,8 +189,9 @@ class Front:
         if is_unix:
             client = Plain(visitor.sock, read_bytes=UNIX_READ_BYTES)
         else:
+            if self._credentials is None:
+                return  # TLS was turned off since it came
             tune(visitor.sock)
-            assert self._credentials is not None
             client = Secure(visitor.sock, self._credentials.context())
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S), Arrivals(client) as arrivals:

@@ -312,3 +312,16 @@ def _with(config: EgressConfig, **changes: Any) -> EgressConfig:
     from dataclasses import replace
 
     return replace(config, **changes)
+
+
+async def test_tls_that_is_turned_off_meanwhile_ends_the_visit(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        scene.egress._front._credentials = None
+        room = front.Room(1)
+        scene.egress._front._welcome(accepted, room)
+        async with asyncio.timeout(2):
+            while len(room):
+                await asyncio.sleep(0.005)
+    assert accepted.fileno() == -1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
