@@ -138,8 +138,11 @@ class Proxy:
         self.pump.close()
 
     def _in_shoot(self, sock: socket.socket) -> IPAddress | None:
-        """Where a target is, if it is in the shoot."""
-        address = ip_address(sock.getpeername()[0].partition("%")[0])
+        """Where a target is, if it is in the shoot. One that has hung up already is nowhere."""
+        try:
+            address = ip_address(sock.getpeername()[0].partition("%")[0])
+        except OSError:
+            return None
         return address if self.policy.judge(address) is Way.TUNNEL else None
 
     async def _watch(self) -> None:
