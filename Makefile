@@ -55,6 +55,7 @@ bench: ## the benchmarks behind docs/benchmarks.md (root; NAMES="relay tunnel" f
 docs: ## write again the documentation that is made from the code
 	@scripts/setup check
 	.venv/bin/python scripts/configuration.py
+	.venv/bin/python -m scripts.charts
 
 clean: ## remove what was built or cached here, but keep .venv
 	rm -rf build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

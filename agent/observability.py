@@ -152,7 +152,8 @@ class HealthServer:
 def _tcp(listen: HostPort) -> socket.socket:
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
-        return socket.create_server(listen, family=family, backlog=BACKLOG)
+        # [::] serves IPv4 too, as the listener of the tunnel does.
+        return socket.create_server(listen, family=family, backlog=BACKLOG, dualstack_ipv6=listen.host == "::")
     except OSError as exc:
         raise HostError(
             f"cannot listen on {listen} for health: {exc.strerror}: choose another --health-listen", exc.errno or 0

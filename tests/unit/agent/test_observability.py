@@ -53,6 +53,12 @@ async def test_the_pages() -> None:
         assert (await ask(server.port, get("/healthz")))[0] == 200
 
 
+async def test_the_unspecified_ipv6_address_serves_ipv4_too() -> None:
+    """A kubelet probes the address of the pod, of whichever family."""
+    async with HealthServer(HostPort("::", 0), lambda: UP) as server:
+        assert (await ask(server.port, get("/healthz")))[0] == 200
+
+
 async def test_what_is_not_there_is_said_in_words() -> None:
     async with HealthServer(LOOPBACK, lambda: UP) as server:
         code, _, body = await ask(server.port, get("/"))

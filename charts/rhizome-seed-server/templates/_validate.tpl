@@ -1,0 +1,51 @@
+{{/* What the schema cannot say in words. */}}
+{{- define "seed.validate" -}}
+{{- if gt (int .Values.replicas) 1 }}
+{{- fail (printf "replicas: %d: one replica per control plane is supported; two would not know of each other's clients. Leave it at 1 (0 stops it)" (int .Values.replicas)) }}
+{{- end }}
+{{- if not .Values.settings.control_plane }}
+{{- fail "settings.control_plane: required: the name of the control plane, as in the certificates (spiffe://<control_plane>/seed-server)" }}
+{{- end }}
+{{- if not (or .Values.settings.node_networks .Values.settings.pod_networks .Values.settings.service_networks) }}
+{{- fail "settings.node_networks, pod_networks, service_networks: all empty: nothing could be reached; give the shoot's ranges" }}
+{{- end }}
+{{- if .Values.tls.certManager.enabled }}
+{{- if not .Values.tls.certManager.issuerRef.name }}
+{{- fail "tls.certManager.issuerRef.name: required: an issuer of this control plane's CA" }}
+{{- end }}
+{{- else if not .Values.tls.secretName }}
+{{- fail "tls.secretName: required: a Secret with ca.crt, tls.crt and tls.key (rhizome-agent pki makes them), or switch tls.certManager on" }}
+{{- end }}
+{{- if and .Values.egress.enabled (not .Values.egress.clientCA.secretName) }}
+{{- fail "egress.clientCA.secretName: required: without a CA of its clients nobody could be told from anybody; name a Secret with kube-apiserver's" }}
+{{- end }}
+{{- if not .Values.settings.health_listen }}
+{{- fail "settings.health_listen: empty: the kubelet could not probe the pod" }}
+{{- end }}
+{{- if and .Values.podMonitor.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.metricsFrom) }}
+{{- fail "networkPolicy.metricsFrom: empty: Prometheus would be kept out, while podMonitor is enabled; name where it runs" }}
+{{- end }}
+{{- end -}}
+
+{{- define "seed.tlsSecret" -}}
+{{- .Values.tls.secretName | default (printf "%s-tls" (include "rhizome.fullname" .)) -}}
+{{- end -}}
+
+{{/* All settings: what was given, and what the chart decides. */}}
+{{- define "seed.settings" -}}
+{{- $ours := dict
+  "tls_ca" (printf "/etc/rhizome/tls/%s" .Values.tls.keys.ca)
+  "tls_certificate" (printf "/etc/rhizome/tls/%s" .Values.tls.keys.certificate)
+  "tls_key" (printf "/etc/rhizome/tls/%s" .Values.tls.keys.key)
+  "runtime_dir" "/run/rhizome"
+  "ipam_file" "/var/lib/rhizome/addresses.log" }}
+{{- if .Values.egress.enabled }}
+{{- $_ := set $ours "egress_listen" (list .Values.egress.listen) }}
+{{- $_ := set $ours "egress_client_ca" (printf "/etc/rhizome/egress-client-ca/%s" .Values.egress.clientCA.key) }}
+{{- if .Values.egress.certificate.secretName }}
+{{- $_ := set $ours "egress_tls_certificate" "/etc/rhizome/egress-tls/tls.crt" }}
+{{- $_ := set $ours "egress_tls_key" "/etc/rhizome/egress-tls/tls.key" }}
+{{- end }}
+{{- end }}
+{{- include "rhizome.toml" (merge $ours .Values.settings) | trim }}
+{{- end -}}

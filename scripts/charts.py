@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Write what the charts take from the code: values.schema.json (the daemons' settings tables) and Grafana's dashboards.
+
+A test fails when a file is stale. What a schema cannot say in words is said by the charts' templates/_validate.tpl.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import seed_server.settings
+import shoot_client.settings
+from agent.kinds import ADDRESS, CIDR, LABEL, LISTEN, TARGET
+from agent.settings import REQUIRED, BaseSettings, Spec, specs
+from scripts.dashboards import dashboards
+
+CHARTS = Path(__file__).parent.parent / "charts"
+Schema = dict[str, Any]
+
+#: Settings that a chart decides, or that mean nothing in a pod.
+SEED_OWN = {
+    *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "ipam_file", "egress_listen", "egress_client_ca"),
+    *("egress_tls_certificate", "egress_tls_key", "egress_socket", "egress_socket_owner", "egress_socket_mode"),
+}
+SHOOT_OWN = {
+    *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "node_name", "node_addresses", "facts_file"),
+    "proxy_credentials_file",
+}
+
+_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_PATTERNS = {
+    id(LABEL): "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+    id(LISTEN): r"^([0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$",
+    id(TARGET): r"^([A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$",
+    id(CIDR): "^[0-9a-fA-F:.]+/[0-9]{1,3}$",
+    id(ADDRESS): "^[0-9a-fA-F:.]+$",
+}
+
+
+def table(role: type[BaseSettings], own: set[str]) -> Schema:
+    """The settings of a role that a chart leaves to its user."""
+    rows = [spec for spec in specs(role) if spec.name not in own]
+    assert own <= {spec.name for spec in specs(role)}, "a setting has another name now"
+    return closed(**{spec.name: _setting(spec) for spec in rows})
+
+
+def _setting(spec: Spec[Any]) -> Schema:
+    kinds = [_TYPES[kind] for kind in spec.kind.toml]
+    item: Schema = {"type": kinds[0] if len(kinds) == 1 else "number"}
+    if bounds := re.fullmatch(r"([0-9.]+)\.\.([0-9.]+)", spec.kind.rule):
+        item |= {"minimum": float(bounds[1]), "maximum": float(bounds[2])}
+        item |= {key: int(item[key]) for key in ("minimum", "maximum") if item[key] == int(item[key])}
+    if isinstance(spec.default, Enum):
+        item |= {"enum": [member.value for member in type(spec.default)]}
+    if pattern := _PATTERNS.get(id(spec.kind)):
+        item |= {"pattern": pattern}
+    words = {"description": spec.help + (f" ({spec.unit})" if spec.unit else "")}
+    if spec.many:
+        return {"type": "array", "items": item, **words}
+    if (spec.optional or spec.default is REQUIRED) and "pattern" in item:
+        item["pattern"] = f"^$|{item['pattern']}"  # an empty one is spoken of in words, by the chart or by the daemon
+    return item | words
+
+
+def closed(**properties: Schema) -> Schema:
+    """An object with these keys and no others."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def text(description: str = "", **more: Any) -> Schema:
+    return {"type": "string", **({"description": description} if description else {}), **more}
+
+
+def choice(*words: str) -> Schema:
+    return {"type": "string", "enum": list(words)}
+
+
+ANY_OBJECT: Schema = {"type": "object"}
+OBJECTS: Schema = {"type": "array", "items": ANY_OBJECT}
+FLAG: Schema = {"type": "boolean"}
+WORDS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+SECRET_NAME = text("name of an existing Secret", pattern="^$|^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
+FILE = text("a key of a Secret, and the name of its file", pattern=r"^[-._a-zA-Z0-9$()]+$")
+KEYS = closed(ca=FILE, certificate=FILE, key=FILE)
+DURATION = text("such as 2160h", pattern=r"^([0-9]+(h|m|s))+$")
+ISSUER = closed(name=text(), kind=choice("Issuer", "ClusterIssuer"), group=text())
+COMMON: Mapping[str, Schema] = {
+    "global": ANY_OBJECT,
+    "image": closed(
+        repository=text(minLength=1),
+        tag=text(),
+        digest=text(pattern="^$|^sha256:[0-9a-f]{64}$"),
+        pullPolicy=choice("Always", "IfNotPresent", "Never"),
+        pullSecrets=OBJECTS,
+    ),
+    "fullnameOverride": text(pattern="^$|^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$"),
+    "podLabels": WORDS,
+    "podAnnotations": WORDS,
+    "userspaceWireGuard": FLAG,
+    "resources": ANY_OBJECT,
+    "nodeSelector": WORDS,
+    "tolerations": OBJECTS,
+    "affinity": ANY_OBJECT,
+    "priorityClassName": text(),
+    "podMonitor": closed(enabled=FLAG, labels=WORDS, interval=DURATION),
+    "prometheusRule": closed(
+        enabled=FLAG, labels=WORDS, runbookBase=text(), disabled={"type": "array", "items": {"type": "string"}}
+    ),
+    "dashboard": closed(enabled=FLAG, labels=WORDS),
+}
+
+
+def _schema(title: str, **properties: Schema) -> Schema:
+    body = closed(**dict(sorted({**COMMON, **properties}.items())))
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": title, **body}
+
+
+def seed_schema() -> Schema:
+    return _schema(
+        "Values of rhizome-seed-server",
+        settings=table(seed_server.settings.Settings, SEED_OWN),
+        replicas={"type": "integer", "minimum": 0, "description": "at most 1, for now"},
+        tls=closed(
+            secretName=SECRET_NAME,
+            keys=KEYS,
+            certManager=closed(
+                enabled=FLAG,
+                issuerRef=ISSUER,
+                dnsNames={"type": "array", "items": {"type": "string"}},
+                duration=DURATION,
+                renewBefore=DURATION,
+            ),
+        ),
+        service=closed(
+            name=text(pattern="^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"),
+            type=choice("ClusterIP", "NodePort", "LoadBalancer"),
+            annotations=WORDS,
+            ipFamilyPolicy=choice("SingleStack", "PreferDualStack", "RequireDualStack"),
+        ),
+        egress=closed(
+            enabled=FLAG,
+            listen=text(pattern=_PATTERNS[id(LISTEN)]),
+            clientCA=closed(secretName=SECRET_NAME, key=FILE),
+            certificate=closed(secretName=SECRET_NAME),
+            selector=closed(enabled=FLAG, caBundle=text(), clientCert=text(), clientKey=text()),
+        ),
+        persistence=closed(
+            enabled=FLAG,
+            size=text(pattern="^[0-9]+(Ki|Mi|Gi)$"),
+            storageClassName=text(),
+            accessModes={"type": "array", "items": choice("ReadWriteOnce", "ReadWriteOncePod"), "minItems": 1},
+        ),
+        sysctls={
+            "type": "array",
+            "items": closed(name=text(pattern=r"^net\."), value={"type": "string"}) | {"required": ["name", "value"]},
+        },
+        topologySpreadConstraints=OBJECTS,
+        podDisruptionBudget=closed(enabled=FLAG),
+        networkPolicy=closed(
+            enabled=FLAG, tunnelFrom=OBJECTS, egressFrom=OBJECTS, metricsFrom=OBJECTS, extraEgress=OBJECTS
+        ),
+    )
+
+
+def shoot_schema() -> Schema:
+    return _schema(
+        "Values of rhizome-shoot-client",
+        settings=table(shoot_client.settings.Settings, SHOOT_OWN),
+        tls=closed(
+            source=choice("secret", "csi", "hostPath"),
+            secret=closed(name=SECRET_NAME, keys=KEYS),
+            csi=closed(issuer=ISSUER, duration=DURATION),
+            hostPath=closed(path=text("an absolute path", pattern="^$|^/"), keys=KEYS),
+        ),
+        proxyCredentials=closed(secretName=SECRET_NAME, key=FILE),
+        extraEnv=OBJECTS,
+        cleanup=FLAG,
+        updateStrategy=ANY_OBJECT,
+    )
+
+
+def files() -> dict[Path, str]:
+    """Each file that is made here, and what it has to say."""
+    made = {
+        CHARTS / "rhizome-seed-server" / "values.schema.json": seed_schema(),
+        CHARTS / "rhizome-shoot-client" / "values.schema.json": shoot_schema(),
+    }
+    made |= {CHARTS / chart / "files" / "dashboard.json": board for chart, board in dashboards().items()}
+    return {path: json.dumps(content, indent=1) + "\n" for path, content in made.items()}
+
+
+if __name__ == "__main__":
+    for path, content in files().items():
+        path.write_text(content, encoding="utf-8")

@@ -1,0 +1,227 @@
+"""The charts as Helm renders them: goldens, what every pod of ours promises, settings that the daemons take, refusals in words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+import seed_server.settings
+import shoot_client.settings
+from agent.cli.flags import load
+from agent.identity import Identity, Role
+from lab.helm import CHARTS, ROOT, SEED, SHOOT, HelmError, Object, objects, only, pod, text
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "charts"
+ROLES = {SEED: seed_server.settings.Settings, SHOOT: shoot_client.settings.Settings}
+CASES = {
+    "seed-server": (SEED, ROOT / "examples/charts/seed-server.yaml"),
+    "seed-server-full": (SEED, CHARTS / SEED / "ci/full-values.yaml"),
+    "shoot-client": (SHOOT, ROOT / "examples/charts/shoot-client.yaml"),
+    "shoot-client-full": (SHOOT, CHARTS / SHOOT / "ci/full-values.yaml"),
+}
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, str]:
+    return {name: text(chart, values) for name, (chart, values) in CASES.items()}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, rendered: dict[str, str]) -> tuple[str, list[Object]]:
+    return CASES[request.param][0], objects(rendered[request.param])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name: str, rendered: dict[str, str]) -> None:
+    """RHIZOME_WRITE_GOLDEN=1 writes them again. Dashboards and alerts are left out: they have tests of their own."""
+    parts = rendered[name].split("\n---\n")
+    got = "\n---\n".join(part for part in parts if "kind: PrometheusRule" not in part and "-dashboard\n" not in part)
+    path = GOLDEN / f"{name}.yaml"
+    if os.environ.get("RHIZOME_WRITE_GOLDEN"):
+        path.write_text(got, encoding="utf-8")
+    assert got == path.read_text(encoding="utf-8")
+
+
+def containers(found: list[Object]) -> Iterator[Object]:
+    spec = pod(found)["spec"]
+    yield from spec.get("initContainers", ())
+    yield from spec["containers"]
+
+
+def test_every_container_has_what_it_must_have_and_no_right_more(case: tuple[str, list[Object]]) -> None:
+    _, found = case
+    for container in containers(found):
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe].keys() & {"httpGet", "exec"}
+        assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+        assert "cpu" not in container["resources"].get("limits", {})
+        assert container["securityContext"] == {
+            "privileged": False,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+        }
+
+
+def test_every_pod_is_closed(case: tuple[str, list[Object]]) -> None:
+    _, found = case
+    spec = pod(found)["spec"]
+    assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not spec.get("hostPID") and not spec.get("hostIPC")
+    paths = [volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume]
+    assert paths in ([], ["/dev/net/tun"])
+    for volume in spec["volumes"]:
+        assert "secret" not in volume or volume["secret"]["defaultMode"] == 0o400
+    account = only(found, "ServiceAccount")
+    assert account["metadata"]["name"] == spec["serviceAccountName"]
+    assert account["automountServiceAccountToken"] is False
+    assert not [item for item in found if item["kind"] in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")]
+
+
+def test_what_is_named_is_there(case: tuple[str, list[Object]]) -> None:
+    """Ports of probes, Service, NetworkPolicy and PodMonitor; volumes of mounts; labels of selectors; the namespace."""
+    _, found = case
+    template = pod(found)
+    (container,) = template["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container.get("ports", ())}
+    named: list[Any] = []
+    selectors = []
+    for item in found:
+        assert item["metadata"]["namespace"] == "shoot--garden--a"
+        spec = item.get("spec", {})
+        if item["kind"] == "Service":
+            named += [port["targetPort"] for port in spec["ports"]]
+            selectors.append(spec["selector"])
+            assert spec["publishNotReadyAddresses"] is True
+        elif item["kind"] == "NetworkPolicy":
+            named += [port["port"] for rule in spec["ingress"] for port in rule["ports"]]
+            selectors.append(spec["podSelector"]["matchLabels"])
+        elif item["kind"] == "PodMonitor":
+            named += [end["port"] for end in spec["podMetricsEndpoints"]]
+            selectors.append(spec["selector"]["matchLabels"])
+        elif item["kind"] in ("Deployment", "DaemonSet", "PodDisruptionBudget"):
+            selectors.append(spec["selector"]["matchLabels"])
+    named += [container[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
+    assert {port for port in named if isinstance(port, str)} <= ports.keys()
+    assert all(selector.items() <= template["metadata"]["labels"].items() for selector in selectors)
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in template["spec"]["volumes"]}
+
+
+def settings_of(chart: str, found: list[Object], tmp_path: Path) -> Any:
+    """The daemon's own parser, over the rendered file and environment. Files of certificates are put where they are mounted."""
+    root = tmp_path / "etc"
+    config = only(found, "ConfigMap", chart)["data"]["config.toml"].replace("/etc/rhizome", str(root))
+    (container,) = pod(found)["spec"]["containers"]
+    known = {"NODE_NAME": "node-1", "status.hostIPs": "10.250.0.7,2001:db8:10::7"}
+    env = {}
+    for entry in container.get("env", ()):
+        field = entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", "")
+        value = known.get(field, known.get(entry["name"], "")) if field else entry["value"]
+        env[entry["name"]] = value.replace("$(NODE_NAME)", "node-1").replace("/etc/rhizome", str(root))
+    for mount in container["volumeMounts"]:
+        if mount["mountPath"].startswith("/etc/rhizome"):
+            (root / Path(mount["mountPath"]).name).mkdir(parents=True, exist_ok=True)
+    for name in ("tls/ca.crt", "tls/tls.crt", "tls/tls.key", "tls/client-node-1.crt", "tls/client-node-1.key"):
+        (root / name).write_text("-")
+    for name in ("egress-client-ca/ca.crt", "egress-tls/tls.crt", "egress-tls/tls.key", "proxy/credentials"):
+        if (root / name).parent.exists():
+            (root / name).write_text("-")
+    path = root / "config.toml"
+    path.write_text(config)
+    assert container["args"][:2] == [chart, "--config"]
+    return load(ROLES[chart], ["--config", str(path)], env=env).settings
+
+
+def test_the_daemon_takes_what_is_rendered(case: tuple[str, list[Object]], tmp_path: Path) -> None:
+    chart, found = case
+    got = settings_of(chart, found, tmp_path)
+    spec = pod(found)["spec"]
+    (container,) = spec["containers"]
+    writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")} - {
+        "/dev/net/tun"
+    }
+    assert str(got.runtime_dir) == "/run/rhizome" and "/run" in writable
+    if chart == SEED:
+        assert str(got.ipam_file.parent) in writable
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert (ports["tunnel"], ports["metrics"]) == (got.listen[0].port, got.health_listen.port)
+        assert ports.get("egress") == (got.egress_listen[0].port if got.egress_listen else None)
+    else:
+        assert spec["hostNetwork"] is True and spec["dnsPolicy"] == "Default"
+        assert got.node_name == "node-1" and list(map(str, got.node_addresses)) == ["10.250.0.7", "2001:db8:10::7"]
+        assert container["readinessProbe"]["httpGet"]["port"] == got.health_listen.port
+
+
+def test_identities_are_those_that_the_daemons_demand(rendered: dict[str, str]) -> None:
+    (uri,) = only(objects(rendered["seed-server-full"]), "Certificate")["spec"]["uris"]
+    assert Identity.parse(uri) == Identity("shoot--garden--b", Role.SEED_SERVER)
+    (csi,) = [v["csi"] for v in pod(objects(rendered["shoot-client-full"]))["spec"]["volumes"] if "csi" in v]
+    uri = csi["volumeAttributes"]["csi.cert-manager.io/uri-sans"].replace("${POD_NAME}", "vpn-abcde")
+    assert Identity.parse(uri) == Identity("shoot--garden--b", Role.SHOOT_CLIENT, "vpn-abcde")
+
+
+def test_the_egress_selector_points_at_the_service(rendered: dict[str, str]) -> None:
+    found = objects(rendered["seed-server-full"])
+    selector = yaml.safe_load(only(found, "ConfigMap", "-egress")["data"]["egress-selector.yaml"])
+    (selection,) = selector["egressSelections"]
+    url = urlsplit(selection["connection"]["transport"]["tcp"]["url"])
+    service = only(found, "Service")
+    assert url.hostname == service["metadata"]["name"]
+    assert url.port in [port["port"] for port in service["spec"]["ports"]]
+    assert url.hostname in only(found, "Certificate")["spec"]["dnsNames"]
+
+
+def test_another_setting_is_another_pod(rendered: dict[str, str]) -> None:
+    """A changed file alone would not be read by a daemon that runs."""
+    before = pod(objects(rendered["seed-server"]))["metadata"]["annotations"]["checksum/config"]
+    changed = objects(text(*CASES["seed-server"], values={"settings": {"mtu_bytes": 1400}}))
+    assert pod(changed)["metadata"]["annotations"]["checksum/config"] != before
+
+
+def test_the_last_upgrade_cleans_the_nodes() -> None:
+    found = objects(text(*CASES["shoot-client"], values={"cleanup": True}))
+    (container,) = pod(found)["spec"]["containers"]
+    assert "rhizome-agent cleanup" in container["command"][-1] and "args" not in container
+    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    (SEED, {"replicas": 2}, "one replica per control plane is supported"),
+    (SEED, {"replicas": "1"}, "replicas: Invalid type"),
+    (SEED, {"settings": {"control_plane": "Shoot"}}, "settings.control_plane: Does not match pattern"),
+    (SEED, {"settings": {"control_plane": ""}}, "settings.control_plane: required: the name of the control plane"),
+    (SEED, {"settings": {"mtu_bytes": 576, "tls_key": "/x"}}, "Additional property tls_key is not allowed"),
+    (SEED, {"tls": {"secretName": ""}}, "rhizome-agent pki makes them"),
+    (SEED, {"egress": {"enabled": True}}, "egress.clientCA.secretName: required"),
+    (SEED, {"podMonitor": {"enabled": True}}, "networkPolicy.metricsFrom: empty: Prometheus would be kept out"),
+    (SEED, {"prometheusRule": {"enabled": True, "disabled": ["Nope"]}}, "there is no alert Nope; there are RhizomeTunnelDown"),
+    (SEED, {"sysctls": [{"name": "kernel.panic", "value": "1"}]}, "sysctls.0.name: Does not match pattern"),
+    (SHOOT, {"settings": {"server": ""}}, "settings.server: required: host:port of the seed server"),
+    (SHOOT, {"settings": {"node_name": "x"}}, "Additional property node_name is not allowed"),
+    (SHOOT, {"tls": {"secret": {"keys": {"certificate": "tls.crt"}}}}, "all nodes would share one identity"),
+    (SHOOT, {"tls": {"source": "token"}}, 'must be one of the following: "secret", "csi", "hostPath"'),
+    (SHOOT, {"podMonitor": {"enabled": True}}, "Prometheus could not reach it"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("chart", "values", "words"), REFUSED)
+def test_refused_in_words(chart: str, values: dict[str, Any], words: str) -> None:
+    example = CASES["seed-server" if chart == SEED else "shoot-client"]
+    with pytest.raises(HelmError) as refused:
+        text(*example, values=values)
+    assert words in str(refused.value)
+
+
+def test_the_generated_files_are_what_the_code_says() -> None:
+    from scripts.charts import files
+
+    for path, content in files().items():
+        assert path.read_text(encoding="utf-8") == content, f"{path.relative_to(ROOT)} is stale: run make docs"
