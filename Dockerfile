@@ -1,4 +1,4 @@
-# One image for every role. Build:  docker build -t rhizome .
+# One image for every role. Build:  docker build -t rhizome .    Its bill of materials: scripts/sbom
 #
 # Run a daemon: root inside with one capability, so its files have to be readable without CAP_DAC_OVERRIDE (owned by root).
 # /dev/net/tun is for kernels without WireGuard; /proc/sys is read-only in a container, so forwarding is switched on from here.
@@ -24,16 +24,24 @@ RUN HOME=/out /src/install-wireguard-go && test -x /out/.cache/rhizome/bin/wireg
 
 FROM python:${PYTHON}-slim-${DEBIAN} AS wheel
 WORKDIR /src
+# Nothing that was not locked (scripts/lock) gets in. Without the extra `wgconf`: it would bring AGPL-3.0 code (docs/adr/0004).
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+COPY requirements.lock requirements-build.lock ./
+RUN python -m venv /opt/rhizome && /opt/rhizome/bin/pip install --require-hashes -r requirements.lock \
+ && python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY agent agent
 COPY ipam ipam
 COPY seed_server seed_server
 COPY shoot_client shoot_client
-# Without the extra `wgconf`: it would bring AGPL-3.0 code into the image (docs/adr/0004).
-RUN python -m venv /opt/rhizome && /opt/rhizome/bin/pip install --no-cache-dir --disable-pip-version-check . \
- && /opt/rhizome/bin/pip uninstall --yes pip
+# Byte code that is checked against no time stamp is the same in each build, and the root file system may be read-only.
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/rhizome/bin/pip install --no-deps --no-index --find-links /wheels rhizome \
+ && /opt/rhizome/bin/pip uninstall --yes pip \
+ && python -m compileall -q --invalidation-mode unchecked-hash /opt/rhizome/lib
 
 FROM python:${PYTHON}-slim-${DEBIAN}
+# hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends iproute2 nftables tini \
  && rm -rf /var/lib/apt/lists/* \
@@ -43,6 +51,7 @@ COPY --from=wireguard-go /out/.cache/rhizome/bin/wireguard-go /usr/local/bin/
 COPY --from=wheel /opt/rhizome /opt/rhizome
 COPY scripts/supervise /usr/local/bin/
 ENV PATH=/opt/rhizome/bin:$PATH
+ENV PYTHONDONTWRITEBYTECODE=1
 LABEL org.opencontainers.image.title="rhizome" org.opencontainers.image.licenses="Apache-2.0"
 USER 65532:65532
 ENTRYPOINT ["tini", "--", "supervise"]
