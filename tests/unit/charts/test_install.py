@@ -91,5 +91,7 @@ def test_the_scripts_do_what_they_say(installed: Path) -> None:
         for name in ("RHIZOME_TLS_CA", "RHIZOME_TLS_CERTIFICATE", "RHIZOME_TLS_KEY"):
             key = Path(files[name].replace("$(NODE_NAME)", node)).name
             assert f"--from-file={key}=" in secrets[1]
-    upgrade, uninstall = (next(n for n, line in enumerate(lines) if word in line) for word in ("helm upgrade", "helm uninstall"))
+    upgrade, uninstall = (
+        next(n for n, line in enumerate(lines) if word in line) for word in ("helm upgrade", "helm uninstall")
+    )
     assert upgrade < uninstall and "cleanup=true" in lines[upgrade]
