@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
-_TUNSETIFF = 0x400454CA
-_IFF_TUN_NO_PI = 0x1001
+TUNSETIFF = 0x400454CA
+IFF_TUN_NO_PI = 0x1001
 _PR_SET_TIMERSLACK = 29
 _READ_BUDGET = 128  # packets taken from one side before the other gets its turn
 
@@ -127,7 +127,7 @@ def open_tun(netns: Path, ifname: str) -> int:
         enter(there)
         try:
             tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-            fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", ifname.encode(), _IFF_TUN_NO_PI))
+            fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", ifname.encode(), IFF_TUN_NO_PI))
         finally:
             enter(home)
     finally:

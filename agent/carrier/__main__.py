@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from functools import partial
-from pathlib import Path
 
 from agent.carrier.process import run
-from agent.companion.detach import detach_from_starter
-from agent.run import run_daemon
+from agent.companion.detach import companion_main
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m agent.carrier", description=__doc__)
-    parser.add_argument("--socket", type=Path, required=True, help="the Unix socket to listen on for the daemon")
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    parser.add_argument("--log-format", default="json", choices=("json", "text"))
-    arguments = parser.parse_args()
-    detach_from_starter("carrier", arguments.log_level, arguments.log_format)
-    return run_daemon(partial(run, arguments.socket.absolute()))
+    return companion_main("agent.carrier", __doc__, run)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""A companion process makes itself independent of the daemon that started it."""
+"""A companion process begins: it reads its command line and makes itself independent of the daemon that started it."""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import io
 import logging
 import os
@@ -9,9 +11,23 @@ import resource
 import socket
 import stat
 import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TextIO, cast
 
 from agent import logs
+from agent.run import run_daemon
+
+
+def companion_main(module: str, about: str | None, run: Callable[[Path, asyncio.Event], Awaitable[None]]) -> int:
+    """`python -m MODULE --socket PATH`, as agent.companion.attach starts it; the exit code. `run(path, stop)` is its life."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
+    parser.add_argument("--socket", type=Path, required=True, help="the Unix socket to listen on for the daemon")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--log-format", default="json", choices=("json", "text"))
+    arguments = parser.parse_args()
+    detach_from_starter(module.rpartition(".")[2], arguments.log_level, arguments.log_format)
+    return run_daemon(lambda stop: run(arguments.socket.absolute(), stop))
 
 
 def detach_from_starter(role: str, level: str, log_format: str) -> None:

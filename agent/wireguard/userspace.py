@@ -60,7 +60,7 @@ class UserspaceWireGuard:
         self._removes_single: dict[str, bool] = {}  # what the feature test said of each process
 
     async def create(self, step: CreateDevice) -> None:
-        if _driver(step.ifname) is not None:
+        if _driver(step.ifname) is not None and not await self._goes_by_itself(step.ifname):
             raise HostError(f"cannot create {step.ifname}: it exists", errno.EEXIST)
         await self._start(step.ifname)
         try:
@@ -114,9 +114,23 @@ class UserspaceWireGuard:
                 async with asyncio.timeout(_GONE_S):
                     await _end(sock)
         except _GONE as exc:
-            raise HostError(f"cannot delete {ifname}: it is not a device of wireguard-go", errno.EOPNOTSUPP) from exc
+            if not await self._goes_by_itself(ifname):
+                raise HostError(
+                    f"cannot delete {ifname}: it is not a device of wireguard-go", errno.EOPNOTSUPP
+                ) from exc
         except TimeoutError as exc:
             raise HostError(f"the wireguard-go of {ifname} does not end", errno.ETIMEDOUT) from exc
+
+    async def _goes_by_itself(self, ifname: str) -> bool:
+        """Whether it is the TUN of a process that is ending: its connections close a moment before its device goes."""
+        try:
+            (await _connect(ifname)).close()
+        except _GONE:
+            for _ in range(100):
+                if _driver(ifname) != "tun":
+                    break
+                await asyncio.sleep(_GONE_S / 100)
+        return _driver(ifname) is None
 
     async def _start(self, ifname: str) -> None:
         """Run wireguard-go until it has put itself into the background: then its TUN and its socket are there."""

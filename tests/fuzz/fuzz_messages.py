@@ -128,11 +128,13 @@ def main() -> int:
     tried = known = 0
     while time.monotonic() < until:
         written = text(rng)
+        started = time.monotonic()
         try:
             known += check(written)
         except Exception as exc:
             print(f"seed {args.seed}, input {tried}: {exc!r}: {written[:2000]!r}")
             return 1
+        assert time.monotonic() - started < 5, f"hang: {written[:2000]!r}"
         tried += 1
     print(f"messages: {tried} inputs, {known} of them messages that we know, seed {args.seed}")
     return 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -23,6 +25,7 @@ from agent.model import Peer
 from agent.wireguard import userspace
 from agent.wireguard.choose import find_program
 from agent.wireguard.userspace import UserspaceWireGuard
+from lab import impair
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("netns")]
 
@@ -95,6 +98,23 @@ async def test_a_killed_process_is_noticed_and_its_device_is_made_anew(program: 
     await wg.delete(ifname)
     await asyncio.sleep(0.05)
     assert ended.empty(), "deleting is not dying"
+
+
+@pytest.mark.parametrize("first", ["delete", "create"])
+async def test_the_device_of_a_process_that_is_ending_is_waited_for(program: Path, ifname: str, first: str) -> None:
+    """A kernel closes a killed process's connections a moment before its device: here half a second before."""
+    tun = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(tun, impair.TUNSETIFF, struct.pack("16sH22x", ifname.encode(), impair.IFF_TUN_NO_PI))
+    with socket.socket(socket.AF_UNIX) as listener:
+        userspace.SOCKETS.mkdir(parents=True, exist_ok=True)
+        listener.bind(str(userspace.SOCKETS / f"{ifname}.sock"))  # stays behind when nobody listens any more
+    asyncio.get_running_loop().call_later(0.5, os.close, tun)
+    wg = UserspaceWireGuard(program)
+    if first == "delete":
+        await wg.delete(ifname)
+    await wg.create(CreateDevice(ifname, 1420, "rhizome test 1"))
+    assert await wg.read(ifname) is not None
+    await wg.delete(ifname)
 
 
 async def test_an_adopted_process_is_watched_too(program: Path, ifname: str) -> None:
