@@ -53,7 +53,8 @@ class Firewall:
     `devices`: names of the tunnel's devices. `sources`: who may send out of the tunnel at all, replies included.
     `initiators` may open connections out of the tunnel to `destinations`, on this host or behind it; a destination is
     where the packet was sent before anybody's DNAT, so granting a service range is enough to reach its pods.
-    `masquerade`: destinations (again before DNAT) that see this host's address instead of the initiator's.
+    `masquerade`: destinations (again before DNAT) that see this host's address instead of the initiator's; those of
+    `unmasked`, which may be parts of them, do not.
     `local_ports`: UDP ports that only this host may send to, as WireGuard's is when all packets come by way of the relay.
     `mtu_bytes`: the smallest MTU of `devices`.
     """
@@ -63,6 +64,7 @@ class Firewall:
     initiators: frozenset[IPNetwork] = frozenset()
     destinations: frozenset[IPNetwork] = frozenset()
     masquerade: frozenset[IPNetwork] = frozenset()
+    unmasked: frozenset[IPNetwork] = frozenset()
     local_ports: frozenset[int] = frozenset()
     mtu_bytes: int = 1420
 
@@ -155,6 +157,7 @@ def _masquerade(firewall: Firewall) -> Iterator[list[str]]:
     # Random ports: two connections that start at once do not lose a packet over the same free port.
     yield _chain(
         "hide_initiator",
+        *(f"ct original {family} daddr {prefix} return" for family, prefix in _prefixes(firewall.unmasked)),
         *(
             f"ct original {family} daddr {prefix} masquerade fully-random"
             for family, prefix in _prefixes(firewall.masquerade)

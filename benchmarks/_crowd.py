@@ -1,6 +1,8 @@
-"""Many shoot clients in one process: real TLS streams, real enrolment, real liveness; no WireGuard behind them.
+"""Many shoot clients in one process: real TLS streams, real enrolment, real liveness, real WireGuard sessions in Python.
 
-python -m benchmarks._crowd COUNT PKI-DIRECTORY HOST PORT: says `enrolled SECONDS` once each has its grant; ends with its stdin.
+python -m benchmarks._crowd COUNT PKI-DIRECTORY HOST PORT: says `enrolled SECONDS` once each has its grant, and `answering
+SECONDS` once each has answered a canary. A line with a number on its stdin freezes that client: its stream stays, and it says
+nothing in the tunnel any more. Ends with its stdin.
 """
 
 from __future__ import annotations
@@ -8,45 +10,96 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import resource
+import socket
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from agent.carrier.api import Command, DialConfig, Down, Event, Message, Redial, Send, TlsFiles, Up
+from agent.carrier.sockets import SO_RCVBUFFORCE
 from agent.carrier.streams import Streams
 from agent.carrier.uplink import Uplink
 from agent.identity import Identity, Role
+from agent.keys import generate_private_key, public_key
 from agent.messages import Offer
-from agent.model import PublicKey
 from agent.session import Session, State
 from lab import addresses
+from lab.noise import WireGuardPeer, canary_answer
 
-AT_ONCE = 50
+AT_ONCE = 100
 TICK_S = 1.0
+#: WireGuard's REKEY_TIMEOUT and REKEY_AFTER_TIME (whitepaper section 6.1).
+RETRY_S, REKEY_S = 5.0, 120.0
+
+NODES = IPv4Network("10.128.0.0/16")
+PODS = IPv4Network("100.96.0.0/11")
+SERVICES = IPv4Network("100.64.0.0/13")
 
 
 def client_name(number: int) -> str:
     return f"crowd-{number}"
 
 
-class Member:
-    """One client: its carrier's role and its session, without a device."""
+def offer(number: int) -> Offer:
+    """A node with an address and pods of its own, and the services that all of them share."""
+    node = IPv4Network(NODES[number + 1])
+    return Offer((node,), (IPv4Network((int(PODS[0]) + number * 256, 24)),), (SERVICES,))
 
-    def __init__(self, number: int, directory: Path, host: str, port: int) -> None:
+
+class Member:
+    """One client: its carrier's role, its session, and a device that answers canaries."""
+
+    def __init__(self, number: int, directory: Path, server: tuple[str, int], device: socket.socket) -> None:
         stem = f"client-{client_name(number)}"
         tls = TlsFiles(*(str(directory / name) for name in ("ca.crt", f"{stem}.crt", f"{stem}.key")))
         identity = str(Identity(addresses.CONTROL_PLANE, Role.SEED_SERVER))
         self.joined = asyncio.Event()
-        self._session = Session((("stream", PublicKey(os.urandom(32))),), Offer())
+        self.answered = asyncio.Event()
+        self.frozen = False
+        self._key = generate_private_key()
+        self._session = Session((("stream", public_key(self._key)),), offer(number))
+        self._device = device
+        self._peer: WireGuardPeer | None = None
+        self._handshake_at = 0.0
         self._streams = Streams(self._on_event, first=1)
-        # Port 9 is nobody's: what the server's WireGuard sends is refused by the kernel.
-        config = DialConfig(host, port, addresses.SERVER_NAME, tls, 9, expected_identity=identity)
+        port = device.getsockname()[1]
+        config = DialConfig(*server, addresses.SERVER_NAME, tls, port, expected_identity=identity)
         self._uplink = Uplink(config, self._streams, self._on_event)
 
-    def tick(self) -> None:
-        self._do(self._session.tick(time.monotonic()))
+    @property
+    def relay_port(self) -> int:
+        return self._uplink.relay_port
+
+    def tick(self, now: float) -> None:
+        self._do(self._session.tick(now))
+        due = REKEY_S if self._peer is not None and self._peer.is_up else RETRY_S
+        if now - self._handshake_at >= due and not self.frozen:
+            self._shake_hands(now)
+
+    def on_datagram(self, data: bytes) -> None:
+        """The server's WireGuard speaks."""
+        if self._peer is None or self.frozen:
+            return
+        back, packet = self._peer.receive(data)
+        self._transmit(back)
+        if answer := canary_answer(packet):
+            self._transmit(self._peer.send(answer))
+            self.answered.set()
+
+    def _shake_hands(self, now: float) -> None:
+        if self._peer is not None:
+            self._handshake_at = now - random.uniform(0, 1)
+            self._transmit(self._peer.initiate())
+
+    def _transmit(self, datagram: bytes) -> None:
+        if datagram:
+            with suppress(BlockingIOError, ConnectionRefusedError):
+                self._device.sendto(datagram, ("127.0.0.1", self.relay_port))
 
     def _on_event(self, event: Event) -> None:
         now = time.monotonic()
@@ -54,10 +107,17 @@ class Member:
             self._do(self._session.on_up(event.stream, event.replay, now))
         elif isinstance(event, Message):
             self._do(self._session.on_message(event.stream, event.text, now))
+            self._granted(now)
         elif isinstance(event, Down):
             self._session.on_down(event.stream)
         if self._session.state is State.JOINED:
             self.joined.set()
+
+    def _granted(self, now: float) -> None:
+        grant = self._session.grant
+        if self._peer is None and grant is not None:
+            self._peer = WireGuardPeer(self._key, dict(grant.public_keys)["stream"], grant.preshared_key)
+            self._shake_hands(now)
 
     def _do(self, commands: Iterable[Command]) -> None:
         for command in commands:
@@ -67,31 +127,69 @@ class Member:
                 self._uplink.redial()
 
 
+class Crowd:
+    """All members, and the UDP socket that is the device of each."""
+
+    def __init__(self, directory: Path, server: tuple[str, int]) -> None:
+        self._directory = directory
+        self._server = server
+        self._device = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._device.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+        self._device.bind(("127.0.0.1", 0))
+        asyncio.get_running_loop().add_reader(self._device, self._on_readable)
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._by_port: dict[int, Member] = {}
+        self.members: dict[int, Member] = {}
+        self.over = asyncio.Event()
+
+    async def join(self, number: int) -> None:
+        async with self._turns:
+            member = Member(number, self._directory, self._server, self._device)
+            self.members[number] = self._by_port[member.relay_port] = member
+            await member.joined.wait()
+
+    async def live(self) -> None:
+        """Spread over each second."""
+        while True:
+            for number in range(10):
+                now = time.monotonic()
+                for member in [m for n, m in self.members.items() if n % 10 == number]:
+                    member.tick(now)
+                await asyncio.sleep(TICK_S / 10)
+
+    def obey(self) -> None:
+        """A line on stdin, or its end."""
+        text = os.read(0, 4096).decode()
+        if not text:
+            self.over.set()
+            asyncio.get_running_loop().remove_reader(0)
+        for word in text.split():
+            self.members[int(word)].frozen = True
+
+    def _on_readable(self) -> None:
+        with suppress(BlockingIOError, ConnectionRefusedError):
+            for _ in range(256):
+                data, (_, port) = self._device.recvfrom(2048)
+                if (member := self._by_port.get(port)) is not None:
+                    member.on_datagram(data)
+
+
 async def main(count: int, directory: Path, host: str, port: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    over = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin, over.set)
-    turns = asyncio.Semaphore(AT_ONCE)
-    members: list[Member] = []
-
-    async def join(number: int) -> None:
-        async with turns:
-            member = Member(number, directory, host, port)
-            members.append(member)
-            await member.joined.wait()
-
+    crowd = Crowd(directory, (host, port))
+    loop = asyncio.get_running_loop()
+    loop.add_reader(0, crowd.obey)
+    ticking = asyncio.ensure_future(crowd.live())
+    gc.disable()  # nothing here is garbage before the end
     begin = time.monotonic()
-    await asyncio.gather(*map(join, range(count)))
+    await asyncio.gather(*map(crowd.join, range(count)))
     print("enrolled", time.monotonic() - begin, flush=True)
+    await asyncio.gather(*(member.answered.wait() for member in crowd.members.values()))
+    print("answering", time.monotonic() - begin, flush=True)
     gc.freeze()
-    while not over.is_set():
-        for member in members:
-            member.tick()
-        try:
-            await asyncio.wait_for(over.wait(), TICK_S)
-        except TimeoutError:
-            continue
+    await crowd.over.wait()
+    ticking.cancel()
 
 
 if __name__ == "__main__":

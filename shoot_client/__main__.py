@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent.carrier.api import DialConfig, Proxy
@@ -24,6 +25,8 @@ from agent.protected import find_protected
 from agent.run import run_command, run_daemon, spawn
 from shoot_client import desired, facts
 from shoot_client.client import ShootClient
+from shoot_client.nodeapi import follow
+from shoot_client.nodeobject import NodeFacts
 from shoot_client.reporter import Reporter
 from shoot_client.settings import Settings
 
@@ -49,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`."""
-    offer = read_offer(settings)
+    facts_of = Facts(settings)
     async with base(settings, Role.SHOOT_CLIENT) as on, carrier(settings, dial_config(settings)) as link:
         client = ShootClient(
             node(settings),
             on.plane,
-            offer,
+            facts_of.offer,
             link.send,
             guard,
             control_plane=settings.control_plane,
@@ -63,7 +66,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             software=software(),
         )
         if settings.facts_file is not None:
-            spawn(_watch_facts(settings, client), name="shoot.facts")
+            spawn(facts_of.watch_file(client.set_offer), name="shoot.facts")
+        if settings.node_object:
+            follow(facts_of.node_name, settings.kubeconfig, lambda found: facts_of.found(found, client.set_offer))
         reporter = Reporter(client, settings.control_plane, on.choice, settings.tls_certificate)
         async with health(settings, reporter.status):
             await client.run(link.events(), stop)
@@ -89,7 +94,7 @@ def _proxies(settings: Settings) -> tuple[Proxy, ...]:
 
 
 def node(settings: Settings) -> desired.Node:
-    return desired.Node(settings.node_addresses, settings.masquerade, settings.wireguard_port)
+    return desired.Node(settings.masquerade, settings.wireguard_port, settings.masquerade_exempt)
 
 
 def guard(networks: tuple[IPNetwork, ...]) -> tuple[tuple[IPNetwork, str], ...]:
@@ -97,35 +102,48 @@ def guard(networks: tuple[IPNetwork, ...]) -> tuple[tuple[IPNetwork, str], ...]:
     return tuple((refusal.network, str(refusal)) for refusal in guard_routes(networks, find_protected()).refused)
 
 
-def read_offer(settings: Settings) -> Offer:
-    """What the settings and the facts file say, together. Raises ConfigError."""
-    offer = facts.offer(settings.node_addresses, settings.pod_cidrs, settings.service_cidrs)
-    if settings.facts_file is None:
-        return offer
-    more = facts.read_file(settings.facts_file)
-    return Offer(
-        tuple(dict.fromkeys(offer.nodes + more.nodes)),
-        tuple(dict.fromkeys(offer.pods + more.pods)),
-        tuple(dict.fromkeys(offer.services + more.services)),
-    )
+class Facts:
+    """What this node could carry, from all sources together. Raises ConfigError for settings or a file that say nonsense."""
 
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.node_name = settings.node_name or socket.gethostname().lower()
+        self._said = self._read()
+        self._of_node = Offer()
 
-async def _watch_facts(settings: Settings, client: ShootClient) -> None:
-    """A file that is wrong for a moment changes nothing: the last good facts stay, and the log says why."""
-    assert settings.facts_file is not None
-    before = _stamp(settings.facts_file)
-    while True:
-        await asyncio.sleep(FACTS_EVERY_S)
-        stamp = _stamp(settings.facts_file)
-        if stamp == before:
-            continue
-        before = stamp
-        try:
-            client.set_offer(read_offer(settings))
-        except ConfigError as exc:
-            log.warning("the facts stay as they were: %s", exc, extra={"event": "facts.bad"})
-        else:
-            log.info("facts read again", extra={"event": "facts.read"})
+    @property
+    def offer(self) -> Offer:
+        return facts.merge(self._said, self._of_node)
+
+    def found(self, node: NodeFacts, tell: Callable[[Offer], None]) -> None:
+        """The Node object was read for the first time, or has changed."""
+        self._of_node = node.offer
+        listed = ", ".join(map(str, node.offer.all())) or "nothing"
+        log.info("the Node object says: %s", listed, extra={"event": "facts.node"})
+        tell(self.offer)
+
+    async def watch_file(self, tell: Callable[[Offer], None]) -> None:
+        """A file that is wrong for a moment changes nothing: the last good facts stay, and the log says why."""
+        assert self._settings.facts_file is not None
+        before = _stamp(self._settings.facts_file)
+        while True:
+            await asyncio.sleep(FACTS_EVERY_S)
+            stamp = _stamp(self._settings.facts_file)
+            if stamp == before:
+                continue
+            before = stamp
+            try:
+                self._said = self._read()
+            except ConfigError as exc:
+                log.warning("the facts stay as they were: %s", exc, extra={"event": "facts.bad"})
+            else:
+                log.info("facts read again", extra={"event": "facts.read"})
+                tell(self.offer)
+
+    def _read(self) -> Offer:
+        given = self._settings
+        offer = facts.offer(given.node_addresses, given.pod_cidrs, given.service_cidrs, given.node_cidrs)
+        return offer if given.facts_file is None else facts.merge(offer, facts.read_file(given.facts_file))
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -138,7 +156,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 async def _plan(settings: Settings) -> int:
     """Everything but the device itself comes with the server's grant, so there is little to plan without one."""
-    read_offer(settings)
+    Facts(settings)
     async with base(settings, Role.SHOOT_CLIENT) as on:
         if on.plane.adopted is not None:
             sys.stdout.write(

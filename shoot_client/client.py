@@ -29,6 +29,7 @@ from agent.run import spawn
 from agent.session import Session, State
 from shoot_client import desired
 from shoot_client.desired import STREAM, Node
+from shoot_client.facts import own_addresses
 
 log = logging.getLogger("rhizome.shoot")
 
@@ -93,13 +94,16 @@ class ShootClient:
     def set_offer(self, offer: Offer) -> None:
         """The node's facts changed."""
         self._say(self.session.set_offer(offer))
+        self.engine.wake()
 
     # What this node should be
 
     def _desired(self) -> Tunnel:
         device = self.plane.device(listen_port=self.node.wireguard_port, mtu_bytes=self.mtu_bytes)
         refused = [network for network, _ in self.live.refused]
-        return desired.tunnel(device, self.node, self.session.grant, self.live.relay, refused)
+        return desired.tunnel(
+            device, self.node, self.session.grant, self.live.relay, refused, own_addresses(self.session.offer)
+        )
 
     async def _reconcile(self) -> None:
         if self.plane.adopted is not None:

@@ -19,9 +19,9 @@ KEEPALIVE_S = 25  # when the server names none: a stream that is taken over must
 class Node:
     """What is constant on this node while the client runs."""
 
-    addresses: tuple[IPAddress, ...]
     masquerade: bool
     wireguard_port: int
+    masquerade_exempt: tuple[IPNetwork, ...] = ()
 
 
 def server_key(grant: Grant) -> PublicKey | None:
@@ -30,10 +30,16 @@ def server_key(grant: Grant) -> PublicKey | None:
 
 
 def tunnel(
-    device: Device, node: Node, grant: Grant | None, relay: Endpoint | None, refused: Iterable[IPNetwork] = ()
+    device: Device,
+    node: Node,
+    grant: Grant | None,
+    relay: Endpoint | None,
+    refused: Iterable[IPNetwork] = (),
+    own: Iterable[IPAddress] = (),
 ) -> Tunnel:
     """The whole host of a shoot client. `device` comes without addresses and peers; `relay` is where the carrier takes
-    WireGuard's packets, None while there is no carrier; `refused` are tunnel networks that the route guard turned down.
+    WireGuard's packets, None while there is no carrier; `refused` are tunnel networks that the route guard turned down; `own` are
+    this node's own addresses.
 
     Without a grant the device stays, with nothing on it.
     """
@@ -66,7 +72,7 @@ def tunnel(
         (device,),
         routes,
         _firewall(device, node, networks, (*grant.carries, *local)),
-        sysctls(forwarded(grant.carries, node.addresses)),
+        sysctls(forwarded(grant.carries, own)),
     )
 
 
@@ -79,6 +85,7 @@ def _firewall(device: Device, node: Node, networks: tuple[IPNetwork, ...], desti
             initiators=frozenset(networks),
             destinations=frozenset(destinations),
             masquerade=frozenset(destinations) if node.masquerade else frozenset(),
+            unmasked=frozenset(node.masquerade_exempt) if node.masquerade else frozenset(),
             local_ports=frozenset({node.wireguard_port}),
             mtu_bytes=device.mtu_bytes,
         )

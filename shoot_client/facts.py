@@ -1,4 +1,4 @@
-"""What this node could carry: from settings, and from a file that is read again when it changes."""
+"""What this node could carry: from settings, from a file that is read again when it changes, and from its Node object."""
 
 from __future__ import annotations
 
@@ -14,10 +14,27 @@ _KEYS = frozenset({"node_addresses", "pod_cidrs", "service_cidrs"})
 
 
 def offer(
-    node_addresses: tuple[IPAddress, ...], pod_cidrs: tuple[IPNetwork, ...], service_cidrs: tuple[IPNetwork, ...]
+    node_addresses: tuple[IPAddress, ...],
+    pod_cidrs: tuple[IPNetwork, ...],
+    service_cidrs: tuple[IPNetwork, ...],
+    node_cidrs: tuple[IPNetwork, ...] = (),
 ) -> Offer:
-    """Addresses become host prefixes."""
-    return Offer(networks(f"{a}/{a.max_prefixlen}" for a in node_addresses), pod_cidrs, service_cidrs)
+    """Addresses become host prefixes; `node_cidrs` are ranges of nodes without a client that this node could reach."""
+    return Offer(networks(f"{a}/{a.max_prefixlen}" for a in node_addresses) + node_cidrs, pod_cidrs, service_cidrs)
+
+
+def merge(*offers: Offer) -> Offer:
+    """Everything that is in any of them, in order, nothing twice."""
+    return Offer(
+        tuple(dict.fromkeys(p for offer in offers for p in offer.nodes)),
+        tuple(dict.fromkeys(p for offer in offers for p in offer.pods)),
+        tuple(dict.fromkeys(p for offer in offers for p in offer.services)),
+    )
+
+
+def own_addresses(offer: Offer) -> tuple[IPAddress, ...]:
+    """The addresses of this node itself; larger node prefixes lie behind it."""
+    return tuple(p.network_address for p in offer.nodes if p.prefixlen == p.max_prefixlen)
 
 
 def read_file(path: Path) -> Offer:

@@ -76,6 +76,25 @@ class Settings(RoleSettings):
     node_addresses: tuple[IPAddress, ...] = settings(ADDRESS, "addresses of this node that we carry", group=NETWORKS)
     pod_cidrs: tuple[IPNetwork, ...] = settings(CIDR, "pod ranges that we could carry", group=NETWORKS)
     service_cidrs: tuple[IPNetwork, ...] = settings(CIDR, "service ranges that we could carry", group=NETWORKS)
+    node_cidrs: tuple[IPNetwork, ...] = settings(
+        CIDR,
+        "whole node ranges in which we could reach the nodes that have no client (the server must allow it: `shared_nodes`)",
+        group=NETWORKS,
+    )
+    node_object: bool = setting(
+        BOOL,
+        "ask the shoot's API server for our own Node object and follow it: its internal addresses and pod ranges are added "
+        "to what is given here; `node_name` names it",
+        group=NETWORKS,
+        default=False,
+    )
+    kubeconfig: Path | None = setting(
+        PATH,
+        "how to reach that API server; empty: the service account of our pod",
+        group=NETWORKS,
+        default=None,
+        file=True,
+    )
     facts_file: Path | None = setting(
         PATH,
         "TOML file with lists node_addresses, pod_cidrs and service_cidrs, read again when it changes; what it says is "
@@ -85,6 +104,11 @@ class Settings(RoleSettings):
     )
     masquerade: bool = setting(
         BOOL, "let packets from the tunnel appear to come from this node", group=NETWORKS, default=True
+    )
+    masquerade_exempt: tuple[IPNetwork, ...] = settings(
+        CIDR,
+        "destinations that see the true source instead, an address of the tunnel network, which they must route to this node",
+        group=NETWORKS,
     )
 
     health_listen: HostPort | None = setting(
@@ -118,6 +142,8 @@ class Settings(RoleSettings):
         for name in ("proxy_headers", "proxy_credentials_file"):
             if getattr(self, name) and not self.proxies and not self.proxy_from_environment:
                 yield Rule((name, "proxies"), "there is no proxy to send it to: give `proxies`")
-        for name in ("pod_cidrs", "service_cidrs"):
+        if self.kubeconfig is not None and not self.node_object:
+            yield Rule(("kubeconfig", "node_object"), "the API server is asked only with `node_object`")
+        for name in ("node_cidrs", "pod_cidrs", "service_cidrs"):
             if any(network.prefixlen == 0 for network in getattr(self, name)):
                 yield Rule((name,), "a default route is never carried: name the ranges")

@@ -117,6 +117,8 @@ def _value(outcome: T | HostError) -> T:
 
 async def lookup(host: str, port: int) -> list[SocketAddress]:
     """The addresses of a name (or of an address in text), families in turn. Raises NoAddress, within LOOKUP_TIMEOUT_S."""
+    if _is_address(host):
+        return _ask(host, port)  # no resolver is asked, so no thread has to wait for one
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[SocketAddress]] = loop.create_future()
     if not _lookups.acquire(blocking=False):
@@ -154,6 +156,14 @@ async def lookup(host: str, port: int) -> list[SocketAddress]:
         raise NoAddress(f"cannot look up {host}: {exc.strerror}", exc.errno or 0) from exc
     except ValueError as exc:
         raise NoAddress(f"cannot look up {host}: not a DNS name") from exc
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _ask(host: str, port: int) -> list[SocketAddress]:

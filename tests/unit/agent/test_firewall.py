@@ -39,6 +39,7 @@ CASES = {
         initiators=networks(*TUNNEL),
         destinations=networks(*TUNNEL, "10.250.0.7/32", "100.96.3.0/24", "100.64.0.0/13", "2001:db8:3::/64"),
         masquerade=networks("100.96.3.0/24", "100.64.0.0/13", "2001:db8:3::/64"),
+        unmasked=networks("100.64.8.0/24", "2001:db8:3::8/125"),
         local_ports=frozenset({51820}),
     ),
     "two_devices": Firewall(

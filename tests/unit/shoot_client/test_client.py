@@ -76,7 +76,7 @@ async def _rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
     plane = await DataPlane.open(wg, FakeNetStack(host), "rz-shoot", "shoot-client")
     rig = Rig(host, wg, None)  # type: ignore[arg-type]
     rig.client = ShootClient(
-        Node((ip_address("10.250.0.2"),), True, 51877),
+        Node(True, 51877),
         plane,
         OFFER,
         rig.sent.append,

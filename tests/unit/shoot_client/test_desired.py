@@ -24,7 +24,7 @@ GRANT = Grant(
     preshared_key=PresharedKey(b"p" * 32),
 )
 DEVICE = Device("rz-shoot", PrivateKey(b"k" * 32), listen_port=51877)
-NODE = Node((ip_address("10.250.0.2"),), masquerade=True, wireguard_port=51877)
+NODE = Node(masquerade=True, wireguard_port=51877)
 RELAY = Endpoint(ip_address("127.0.0.1"), 4500)
 
 
@@ -53,6 +53,14 @@ def test_only_what_was_granted_can_be_reached_through_this_node() -> None:
     assert "100.96.1.0/24" in text and "10.250.0.2" in text and "masquerade" in text
     plain = tunnel(DEVICE, replace(NODE, masquerade=False), GRANT, RELAY).firewall
     assert plain is not None and "masquerade fully-random" not in plain
+    partly = tunnel(DEVICE, replace(NODE, masquerade_exempt=networks(["100.96.1.0/26"])), GRANT, RELAY).firewall
+    assert partly is not None and "ct original ip daddr 100.96.1.0/26 return" in partly
+
+
+def test_a_nodes_own_addresses_need_no_forwarding() -> None:
+    alone = replace(GRANT, carries=networks(["10.250.0.2/32"]))
+    assert tunnel(DEVICE, NODE, alone, RELAY, own=[ip_address("10.250.0.2")]).sysctls == frozenset()
+    assert tunnel(DEVICE, NODE, alone, RELAY).sysctls == {("net.ipv4.ip_forward", "1")}
 
 
 def test_without_a_grant_the_device_stays_and_carries_nothing() -> None:

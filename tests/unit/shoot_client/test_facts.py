@@ -8,6 +8,7 @@ import pytest
 from agent.errors import ConfigError
 from agent.messages import Offer
 from agent.model import networks
+from shoot_client import facts
 from shoot_client.facts import offer, read_file
 
 
@@ -47,3 +48,12 @@ def test_a_file_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
         read_file(path)
     with pytest.raises(ConfigError, match="No such file"):
         read_file(tmp_path / "absent")
+
+
+def test_what_several_sources_say_is_joined_and_nothing_stands_twice() -> None:
+    given = facts.offer((ip_address("10.250.0.2"),), networks(["100.96.1.0/24"]), (), networks(["10.250.0.0/16"]))
+    more = Offer(networks(["10.250.0.2/32", "10.250.0.3/32"]), (), networks(["100.64.0.0/13"]))
+    joined = facts.merge(given, more)
+    assert joined.nodes == networks(["10.250.0.2/32", "10.250.0.0/16", "10.250.0.3/32"])
+    assert (joined.pods, joined.services) == (networks(["100.96.1.0/24"]), networks(["100.64.0.0/13"]))
+    assert facts.own_addresses(joined) == (ip_address("10.250.0.2"), ip_address("10.250.0.3"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from agent.carrier.api import Proxy
@@ -59,3 +61,12 @@ def test_a_broken_rule(flags: dict[str, str], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         get(**flags)
     assert caught.value.problems == (problem,)
+
+
+def test_credentials_for_an_api_server_that_is_not_asked_are_a_mistake(tmp_path: Path) -> None:
+    (path := tmp_path / "kubeconfig").write_text("")
+    with pytest.raises(ConfigError, match="node_object"):
+        get(kubeconfig=str(path))
+    assert get(kubeconfig=str(path), node_object="true").kubeconfig == path
+    with pytest.raises(ConfigError, match="default route"):
+        get(node_cidrs="0.0.0.0/0")
