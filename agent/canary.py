@@ -22,6 +22,7 @@ log = logging.getLogger("rhizome.canary")
 
 PORT = 52485
 TICK_S = SUSPECT_INTERVAL_S  # how often the prober looks whom to ask
+REST_MAX_S = 0.5  # with thousands of targets, one that is well is not looked at in every tick
 EAGER_S = 0.2  # how often a target is asked that has not been heard of yet
 EAGER = 50  # so many questions long; a client that stays silent is asked like all others
 ANSWER_MAX_S = 3.0  # an older question's answer proves nothing about now
@@ -40,6 +41,7 @@ class Target:
     answered: int = 0
     asked_at: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # newest last
     rtt_s: float | None = None
+    rests_until: float = 0.0  # it need not be looked at before
 
     @property
     def answered_at(self) -> float | None:
@@ -142,7 +144,11 @@ class Prober:
     def ask(self) -> None:
         now = self._clock()
         for address, target in self.targets.items():
+            if now < target.rests_until:
+                continue
             if not target.is_due(now):
+                if not target.pulse.missing and target.answered >= 2:
+                    target.rests_until = min(now + REST_MAX_S, target.asked_at[-1] + target.pulse.interval_s - TICK_S)
                 continue
             target.asked += 1
             target.asked_at.append(now)

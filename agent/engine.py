@@ -10,6 +10,7 @@ import asyncio
 import errno
 import itertools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Never, get_args
@@ -22,6 +23,8 @@ from agent.plan import plan
 from agent.run import spawn
 
 log = logging.getLogger("rhizome.engine")
+
+LONG_PASS_S = 0.1
 
 _WIREGUARD_STEPS = get_args(WireGuardStep)
 
@@ -157,7 +160,9 @@ class Engine:
             while True:
                 self._wake.clear()  # before observing: a change during the pass makes another pass
                 self._begun += 1
+                began = time.monotonic()
                 done = await self.once()
+                took_s = time.monotonic() - began
                 if done.error is not None:
                     delay = backoff.next()
                     log.warning(
@@ -172,6 +177,8 @@ class Engine:
                     async with self._settled:
                         self._reached = self._begun
                         self._settled.notify_all()
+                if took_s > LONG_PASS_S:
+                    await asyncio.sleep(took_s / 2)  # thousands of peers: what comes meanwhile is done together
                 try:
                     await asyncio.wait_for(self._wake.wait(), delay)
                 except TimeoutError:

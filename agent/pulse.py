@@ -19,6 +19,9 @@ from enum import Enum, IntEnum
 INTERVAL_S = 1.0
 #: How often one is asked for whom others stand by, so that they take over soon.
 RELIED_ON_INTERVAL_S = 0.5
+#: All others together are asked about so often per second, each no more often than INTERVAL_S and no more seldom than the
+#: last: "a canary crossed a moment ago" means four seconds (agent.health.CANARY_FRESH_S).
+QUESTIONS_PER_S, STANDBY_INTERVAL_MAX_S = 1000, 3.0
 #: How often a suspect is asked.
 SUSPECT_INTERVAL_S = 0.1
 #: A question is overdue after so long, or after twice the usual round trip, at most OVERDUE_MAX_S.
@@ -37,6 +40,11 @@ NEAR_S, NEAR_MISSING, STRETCH, REMEMBERED_S = 0.3, 2, 1.5, 300.0
 STREAM_PATIENCE_S = 1.0
 #: How long a client that was lost has to answer before it is relied on again; doubled by each loss within FORGIVEN_S.
 HOLD_S, HOLD_MAX_S, FORGIVEN_S = 15.0, 240.0, 600.0
+
+
+def standby_interval_s(clients: int) -> float:
+    """How often one of so many clients is asked on whom nobody relies for more than its own prefixes; whole seconds."""
+    return min(STANDBY_INTERVAL_MAX_S, max(INTERVAL_S, float(-(-clients // QUESTIONS_PER_S))))
 
 
 class Standing(IntEnum):
@@ -76,6 +84,11 @@ class Pulse:
     stream_lost_at: float | None = None
     hold_s: float = 0.0
     interval_s: float = INTERVAL_S
+
+    @property
+    def is_restless(self) -> bool:
+        """Whether `judge` may find anything new."""
+        return self.missing > 0 or self.standing is not Standing.WELL or self.stream_lost_at is not None
 
     def asked(self, now: float) -> None:
         if not self.missing:

@@ -81,6 +81,10 @@ class Assignment:
         """The parts that this client carries, in order."""
         return tuple(sorted(self._held.get(name, ()), key=lambda p: (p.version, p)))
 
+    def holds(self, name: str) -> bool:
+        """Whether this client carries any part."""
+        return bool(self._held.get(name))
+
     def part_of(self, address: IPAddress) -> IPNetwork | None:
         """The owned part with this address, None without one; the longest prefix wins, as in WireGuard."""
         around = [_part_around(network, address) for network in self._ranges if address in network]
@@ -90,20 +94,24 @@ class Assignment:
     def put(self, name: str, offers: tuple[IPNetwork, ...], standing: Standing) -> list[Move]:
         """The client offers exactly these prefixes, and stands so, from now on."""
         bidder = _Bidder(offers, standing)
-        if self._bidders.get(name) == bidder:
+        before = self._bidders.get(name)
+        if before == bidder:
             return []
         self._forget(name)
         self._bidders[name] = bidder
         for prefix in offers:
             self._crowds[prefix].by_standing[standing].add(name)
-        touched = set(self._held.get(name, ()))
-        touched.update(self._parts_of(offers))
-        return self._settle(touched, name)
+        offered = tuple(self._parts_of(offers))
+        given_up = set(self._held.get(name, ()))
+        if before is None or standing >= before.standing:
+            given_up.difference_update(offered)  # it had them against all others, and stands no worse
+        moves = [move for part in given_up for move in self._give(part, self._best_bidder(part))]
+        return moves + [move for part in offered if self._wins(part, name, bidder) for move in self._give(part, name)]
 
     def drop(self, name: str) -> list[Move]:
         """The client is gone."""
         self._forget(name)
-        moves = self._settle(set(self._held.get(name, ())), name)
+        moves = [m for part in tuple(self._held.get(name, ())) for m in self._give(part, self._best_bidder(part))]
         self._held.pop(name, None)
         return moves
 
@@ -117,7 +125,7 @@ class Assignment:
         released = [part for part, other in self._reserved.items() if other == holder]
         for part in released:
             del self._reserved[part]
-        return [move for part in released for move in self._settle_one(part, None)]
+        return [move for part in released for move in self._give(part, self._best_bidder(part))]
 
     def _parts_of(self, prefixes: Iterable[IPNetwork]) -> Iterator[IPNetwork]:
         for prefix in prefixes:
@@ -135,16 +143,9 @@ class Assignment:
             if not any(crowd.by_standing.values()):
                 del self._crowds[prefix]
 
-    def _settle(self, touched: set[IPNetwork], name: str) -> list[Move]:
-        return [move for part in touched for move in self._settle_one(part, name)]
-
-    def _settle_one(self, part: IPNetwork, changed: str | None) -> Iterator[Move]:
-        """Find the owner of a part again, after something about the client `changed` did change (None: anything)."""
-        if part in self._reserved:
-            return
+    def _give(self, part: IPNetwork, after: str | None) -> Iterator[Move]:
         before = self._owners.get(part)
-        after = self._winner(part, before, changed)
-        if after == before:
+        if after == before or part in self._reserved:
             return
         if before is not None:
             self._held[before].discard(part)
@@ -155,26 +156,27 @@ class Assignment:
             self._held[after].add(part)
         yield Move(part, before, after)
 
-    def _winner(self, part: IPNetwork, before: str | None, changed: str | None) -> str | None:
-        standing, crowds = self._best(part)
-        if not crowds:
-            return None
-        if before is not None and any(before in crowd for crowd in crowds):
-            if standing is not Standing.WELL:
-                return before
-            if changed is not None and changed != before:
-                # The owner won against all others before; only the changed one is new to it.
-                rivals = [changed] if any(changed in crowd for crowd in crowds) else []
-                return max([before, *rivals], key=lambda name: _weight(part, name))
-        return max((name for crowd in crowds for name in crowd), key=lambda name: _weight(part, name))
+    def _wins(self, part: IPNetwork, name: str, bidder: _Bidder) -> bool:
+        """Whether this client takes the part from its owner, who has held it against all others."""
+        owner = self._owners.get(part)
+        if owner is None or owner == name:
+            return owner is None
+        standing = self._bidders[owner].standing
+        if bidder.standing is standing is Standing.WELL:
+            return _weight(part, name) > _weight(part, owner)
+        return bidder.standing > standing
 
-    def _best(self, part: IPNetwork) -> tuple[Standing, list[set[str]]]:
-        """The highest standing among those who offer this part, and who stands so."""
+    def _best_bidder(self, part: IPNetwork) -> str | None:
+        """Who shall have a part, whoever has it; the one who has it, when nobody stands higher and none is well."""
+        owner = self._owners.get(part)
         around = [self._crowds[prefix] for prefix in _around(part) if prefix in self._crowds]
         for standing in sorted(Standing, reverse=True):
-            if crowds := [crowd.by_standing[standing] for crowd in around if crowd.by_standing[standing]]:
-                return standing, crowds
-        return Standing.LOST, []
+            names = [name for crowd in around for name in crowd.by_standing[standing]]
+            if owner in names and standing is not Standing.WELL:
+                return owner
+            if names:
+                return max(names, key=lambda name: _weight(part, name))
+        return None
 
 
 @lru_cache(maxsize=4096)

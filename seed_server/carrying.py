@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from agent.model import IPAddress, IPNetwork
-from agent.pulse import INTERVAL_S, RELIED_ON_INTERVAL_S, Cause, Pulse, Standing
+from agent.pulse import INTERVAL_S, RELIED_ON_INTERVAL_S, Cause, Pulse, Standing, standby_interval_s
 from seed_server.assignment import Assignment, Move
 from seed_server.registry import Client
 
@@ -44,6 +44,7 @@ class Carrying:
         self._away: set[str] = set()  # lost with their streams
         self._well = 0
         self._blackout_at = -math.inf
+        self._standby_s = INTERVAL_S
 
     @property
     def carries(self) -> Mapping[str, tuple[IPNetwork, ...]]:
@@ -93,7 +94,11 @@ class Carrying:
 
     def judge_all(self, now: float) -> list[str]:
         """Look at what time has brought; those who stand otherwise now."""
-        return [key for key in self.pulses if self.judge(key, now)]
+        if (standby_s := standby_interval_s(len(self.pulses))) != self._standby_s:
+            self._standby_s = standby_s
+            for key, pulse in self.pulses.items():
+                pulse.interval_s = RELIED_ON_INTERVAL_S if self._assignment.holds(key) else standby_s
+        return [key for key, pulse in self.pulses.items() if pulse.is_restless and self.judge(key, now)]
 
     def judge(self, key: str, now: float) -> bool:
         """Look at what time has brought to one client; True when it stands otherwise now."""
@@ -127,7 +132,7 @@ class Carrying:
         client = self._clients[key]
         own = tuple(p for p in client.own if not self._falls(p, key)) if key in self._away else client.own
         held = self._assignment.held(key)
-        self.pulses[key].interval_s = RELIED_ON_INTERVAL_S if held else INTERVAL_S
+        self.pulses[key].interval_s = RELIED_ON_INTERVAL_S if held else self._standby_s
         carries = own + held
         if self._carries.get(key) != carries:
             self._carries[key] = carries

@@ -6,13 +6,13 @@ With 5,000 nodes that each hold a few prefixes, admission must not compare every
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
-from types import MappingProxyType
 
 from agent.identity import Identity
 from agent.model import IPNetwork
+from ipam.persistent import Map
 
 _Key = tuple[int, int, int]  # version, last address, first address: sorted by where an interval ends
 
@@ -23,7 +23,7 @@ class Claims:
 
     keys: tuple[_Key, ...] = ()
     claims: tuple[tuple[IPNetwork, Identity], ...] = ()
-    held: Mapping[Identity, tuple[IPNetwork, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    held: Map[Identity, tuple[IPNetwork, ...]] = field(default_factory=Map)
 
     def overlap(self, prefix: IPNetwork, holder: Identity) -> tuple[IPNetwork, Identity] | None:
         """A claim of somebody other than `holder` that shares an address with `prefix`, None if there is none."""
@@ -44,7 +44,7 @@ class Claims:
         whole: list[IPNetwork] = [*collapse_addresses(p for p in prefixes if isinstance(p, IPv4Network))]
         whole += collapse_addresses(p for p in prefixes if isinstance(p, IPv6Network))
         keys, claims = list(self.keys), list(self.claims)
-        for prefix in self.held.get(holder, ()):
+        for prefix in self.held.get(holder) or ():
             index = bisect_left(keys, _key(prefix))
             del keys[index], claims[index]
         for prefix in whole:
@@ -52,10 +52,8 @@ class Claims:
             index = bisect_left(keys, key)
             keys.insert(index, key)
             claims.insert(index, (prefix, holder))
-        held = {**self.held, holder: tuple(whole)}
-        if not whole:
-            del held[holder]
-        return Claims(tuple(keys), tuple(claims), MappingProxyType(held))
+        held = self.held.set(holder, tuple(whole)) if whole else self.held.discard(holder)
+        return Claims(tuple(keys), tuple(claims), held)
 
 
 def _key(prefix: IPNetwork) -> _Key:

@@ -11,17 +11,38 @@ from agent.model import Device, IPNetwork, Peer, PublicKey, Route, Tunnel
 from seed_server.charter import Charter
 from seed_server.registry import STREAM, Client, Registry
 
+
+class Peers:
+    """The peers of clients, made once for as long as neither the client nor what it carries changes."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Client, tuple[IPNetwork, ...], Peer]] = {}
+
+    def of(self, registry: Registry, carries: Carries) -> list[Peer]:
+        made = self._made
+        self._made = {}
+        for key, client in registry.clients.items():
+            carried = carries[key]
+            known = made.get(key)
+            if known is None or known[0] is not client or known[1] is not carried:
+                known = client, carried, _peer(client, carried)
+            self._made[key] = known
+        return [peer for _, _, peer in self._made.values()]
+
+
 #: Identity text -> the prefixes that this client carries now.
 Carries = Mapping[str, tuple[IPNetwork, ...]]
 
 
-def tunnel(device: Device, charter: Charter, registry: Registry, carries: Carries) -> Tunnel:
+def tunnel(
+    device: Device, charter: Charter, registry: Registry, carries: Carries, known: Peers | None = None
+) -> Tunnel:
     """The whole host of a seed server. `device` comes without addresses and peers.
 
     Every declared range is routed into the tunnel as long as the server runs, whoever carries it: a packet for a shoot that
     nobody carries now ends here, and never leaves by the pod's default route.
     """
-    peers = [_peer(client, carries[key]) for key, client in registry.clients.items()]
+    peers = (known or Peers()).of(registry, carries)
     peers += _adopted(registry, peers)
     device = replace(
         device,
@@ -62,6 +83,8 @@ def _peer(client: Client, carries: Iterable[IPNetwork]) -> Peer:
 
 def _adopted(registry: Registry, peers: list[Peer]) -> list[Peer]:
     """Peers found at start and not yet claimed by a client, without the prefixes that others hold now."""
+    if not registry.adopted:
+        return []
     keys = {peer.public_key for peer in peers}
     taken = {network for peer in peers for network in peer.allowed_ips}
     left = [

@@ -33,9 +33,10 @@ from seed_server.registry import STREAM, Admitted, Registry, admit, expire, prec
 log = logging.getLogger("rhizome.seed")
 
 BEAT_S = 1.0
-ENROLLS_AT_ONCE = 64
+ENROLLS_AT_ONCE = 1024
 PEER_IN_PLACE_S = 5.0  # how long an enrolling client waits for its peer to stand on the device
 STATUS_EVERY = 3  # beats between two looks at WireGuard's counters
+PEERS_PER_BEAT = 250  # and no more of them than so many peers allow
 ADOPTED_KEPT_S = 60.0  # after a restart, clients have this long to enrol again before their peers are removed
 
 #: The addresses of a client: committed in the IPAM when it returns. Raises StoreError (PoolExhausted when there is none).
@@ -85,6 +86,7 @@ class SeedServer:
         self._wireguard_port = wireguard_port
         self._allocate = allocate
         self._send = send
+        self._peers = desired.Peers()
         self._enrolling = asyncio.Semaphore(ENROLLS_AT_ONCE)
         self.engine = plane.engine(self._desired, self._on_pass, resync_s)
 
@@ -106,7 +108,7 @@ class SeedServer:
 
     def _desired(self) -> Tunnel:
         device = self.plane.device(listen_port=self._wireguard_port, mtu_bytes=self.charter.mtu_bytes)
-        return desired.tunnel(device, self.charter, self.registry, self.carries)
+        return desired.tunnel(device, self.charter, self.registry, self.carries, self._peers)
 
     def _on_pass(self, done: Pass) -> None:
         self.live.last_pass = done
@@ -303,7 +305,7 @@ class SeedServer:
 
     async def _beat(self) -> None:
         for beat in itertools.count():
-            if beat % STATUS_EVERY == 0:
+            if beat % max(STATUS_EVERY, len(self.registry.clients) // PEERS_PER_BEAT) == 0:
                 await self._look()
             await asyncio.sleep(BEAT_S)
             registry = expire(self.registry, time.monotonic())

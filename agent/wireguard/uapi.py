@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from agent.host import RemoveAllowedIPs, RemovePeer, SetDevice, SetPeer, WireGuardStep
@@ -229,12 +230,14 @@ def _number(value: str, highest: int) -> int:
     return int(value)
 
 
+@lru_cache(maxsize=1 << 15)  # a device with thousands of peers is read again and again
 def _network(value: str) -> IPNetwork:
     if "/" not in value or "%" in value:
         raise ValueError("network")
     return IPv6Network(value) if ":" in value else IPv4Network(value)
 
 
+@lru_cache(maxsize=1 << 13)
 def _endpoint(value: str) -> Endpoint:
     host, _, port = value.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
