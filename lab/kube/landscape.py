@@ -43,6 +43,12 @@ class Wiring(Enum):
             Wiring.EGRESS_MTLS: "the egress proxy's TCP port, with TLS and a client certificate",
         }[self]
 
+    @property
+    def routes_to_endpoints(self) -> bool:
+        """Whether kube-apiserver dials the pods behind a service for webhooks and aggregated APIs, and not the service. Both
+        are common, so each wiring has one."""
+        return self is Wiring.EGRESS_UDS
+
 
 class Landscape:
     """All of it. Between `up` and `down` the tunnel can be closed, opened and frozen."""
@@ -82,14 +88,15 @@ class Landscape:
     def build(self) -> None:
         """The machines, and the daemons with their configuration; nothing is started."""
         self._stack.enter_context(self.lab)
-        egress, settings = self._egress()
+        self.egress, settings = self._egress()
         self.server = self.lab.seed_server(**settings)
         self.client = self.lab.shoot_client()
         self.plane = ControlPlane(
             self.control_plane,
             address=addresses.seed_pod(1).v4,
-            egress=egress,
+            egress=self.egress,
             service_networks=[addresses.SHOOT_SERVICES[0]],
+            options=[f"--enable-aggregator-routing={str(self.wiring.routes_to_endpoints).lower()}"],
         )
         self.shoot = Shoot(self.lab, self.plane)
 

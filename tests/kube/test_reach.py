@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -147,6 +148,24 @@ def test_nodes_pods_and_services_by_proxy(landscape: Landscape) -> None:
     assert landscape.plane.kubectl("get", "--raw", NODE_PROXY) == "ok"
     for path in (POD_PROXY, SERVICE_PROXY):
         assert json.loads(landscape.plane.kubectl("get", "--raw", path))["machine"] == "pod1"
+
+
+def test_others_than_kube_apiserver_get_through_the_proxy_too(landscape: Landscape) -> None:
+    """As docs/migrating.md says to try it."""
+    egress, url = landscape.egress, addresses.targets()[0].url()
+    if landscape.wiring is Wiring.EGRESS_UDS:
+        head = f"CONNECT {addresses.node(1)}:{addresses.HTTP_PORT} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(egress.uds))
+            client.sendall(head.encode())
+            assert client.recv(1000) == b"HTTP/1.1 200 OK\r\n\r\n"
+        return
+    proxy = ["-x", egress.url, "--proxy-cacert", str(egress.ca), "--proxytunnel"]
+    files = ["--proxy-cert", str(egress.client.certificate), "--proxy-key", str(egress.client.key)]
+    page = json.loads(landscape.control_plane.run(["curl", "-sS", *proxy, *files, url]).stdout)
+    assert page["machine"] == "node1"
+    without = landscape.control_plane.run(["curl", "-sS", *proxy, url], check=False)
+    assert without.returncode != 0, "without a certificate there is no way in"
 
 
 def test_a_webhook_in_the_shoot_decides(landscape: Landscape) -> None:
@@ -340,6 +359,8 @@ def test_without_the_tunnel_everything_fails_with_the_reason_and_with_it_works_a
     for what, (words, seconds) in said.items():
         assert "tunnel down" in words, f"{what}: {words}"
         assert seconds < REFUSAL_S, f"{what}: {seconds:.1f} s"
+    service, pod = f"{addresses.SERVICE}:443", f"{addresses.pod(1)}:{addresses.HTTPS_PORT}"
+    assert f"while dialing {pod if landscape.wiring.routes_to_endpoints else service}" in said["webhook"][0]
     wait_until(lambda: landscape.available()["status"] == "True", f"{API_SERVICE} being available", 60, 0.5)
     measured(f"no tunnel: {said['logs'][0].strip()}")
     measured(f"kubectl works {again_s:.1f} s after the shoot client was started again")
