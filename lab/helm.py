@@ -18,6 +18,23 @@ SHOOT = "rhizome-shoot-client"
 Values = Mapping[str, Any]
 Object = dict[str, Any]
 
+#: The values that docs/install.md shows.
+EXAMPLES = {SEED: ROOT / "examples/charts/seed-server.yaml", SHOOT: ROOT / "examples/charts/shoot-client.yaml"}
+#: Values on top of the example's: what Kubernetes has to take.
+MATRIX: Sequence[tuple[str, Values]] = [
+    *((chart, {}) for chart in EXAMPLES),
+    (SEED, {"egress": {"enabled": True, "clientCA": {"secretName": "ca"}}}),
+    (SEED, {"egress": {"enabled": True, "clientCA": {"secretName": "ca"}, "selector": {"enabled": False}}}),
+    (SEED, {"persistence": {"enabled": True}, "podDisruptionBudget": {"enabled": False}, "replicas": 0}),
+    (SEED, {"networkPolicy": {"enabled": False}, "podMonitor": {"enabled": True}, "userspaceWireGuard": True}),
+    (SEED, {"tls": {"secretName": "", "certManager": {"enabled": True, "issuerRef": {"name": "ca"}}}}),
+    (SEED, {"service": {"type": "LoadBalancer", "ipFamilyPolicy": "SingleStack"}, "fullnameOverride": "vpn"}),
+    (SHOOT, {"cleanup": True}),
+    (SHOOT, {"tls": {"source": "hostPath", "hostPath": {"path": "/var/lib/rhizome/tls"}}}),
+    (SHOOT, {"settings": {"health_listen": "[::1]:9842"}, "priorityClassName": "", "nodeSelector": {}}),
+    (SHOOT, {"proxyCredentials": {"secretName": "proxy"}, "updateStrategy": {"type": "OnDelete"}}),
+]
+
 
 class HelmError(Exception):
     """What helm said on stderr."""

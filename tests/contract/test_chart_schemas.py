@@ -8,25 +8,11 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from lab.helm import CHARTS, ROOT, SEED, SHOOT, helm, objects, pod, text
+from lab.helm import CHARTS, EXAMPLES, MATRIX, SEED, helm, objects, pod, text
 
-EXAMPLES = {SEED: ROOT / "examples/charts/seed-server.yaml", SHOOT: ROOT / "examples/charts/shoot-client.yaml"}
 VERSIONS = ["1.29", "1.31", "1.34", "1.37"]
 #: Of other projects; Kubernetes has no schema of them.
 FOREIGN = {"Certificate", "PodMonitor", "PrometheusRule"}
-MATRIX: list[tuple[str, dict[str, Any]]] = [
-    *((chart, {}) for chart in EXAMPLES),
-    (SEED, {"egress": {"enabled": True, "clientCA": {"secretName": "ca"}}}),
-    (SEED, {"egress": {"enabled": True, "clientCA": {"secretName": "ca"}, "selector": {"enabled": False}}}),
-    (SEED, {"persistence": {"enabled": True}, "podDisruptionBudget": {"enabled": False}, "replicas": 0}),
-    (SEED, {"networkPolicy": {"enabled": False}, "podMonitor": {"enabled": True}, "userspaceWireGuard": True}),
-    (SEED, {"tls": {"secretName": "", "certManager": {"enabled": True, "issuerRef": {"name": "ca"}}}}),
-    (SEED, {"service": {"type": "LoadBalancer", "ipFamilyPolicy": "SingleStack"}, "fullnameOverride": "vpn"}),
-    (SHOOT, {"cleanup": True}),
-    (SHOOT, {"tls": {"source": "hostPath", "hostPath": {"path": "/var/lib/rhizome/tls"}}}),
-    (SHOOT, {"settings": {"health_listen": "[::1]:9842"}, "priorityClassName": "", "nodeSelector": {}}),
-    (SHOOT, {"proxyCredentials": {"secretName": "proxy"}, "updateStrategy": {"type": "OnDelete"}}),
-]
 
 
 def check(rendered: str, version: str) -> int:
