@@ -6,16 +6,15 @@ lines of the control socket. Prints how many inputs it tried; exits 1 with the i
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import sys
-import time
-from collections.abc import Callable
 from ipaddress import ip_address
 
 import dns.message
 import dns.rrset
+from driver import Target as Fuzzed
+from driver import drive_targets
 
 from agent.carrier.upgrade import Request, RequestReader
 from agent.companion.lines import Drain, encode
@@ -195,7 +194,7 @@ def check_line(rng: random.Random, data: bytes) -> str:
     return "refused"
 
 
-TARGETS: list[tuple[Callable[[random.Random, bytes], str], list[bytes]]] = [
+TARGETS: list[Fuzzed] = [
     (check_head, HEADS),
     (check_head, HEADS),
     (check_target, [head.split(b" ")[1] for head in HEADS]),
@@ -204,31 +203,5 @@ TARGETS: list[tuple[Callable[[random.Random, bytes], str], list[bytes]]] = [
 ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    until = time.monotonic() + args.seconds
-    inputs, results = 0, dict[str, int]()
-    while time.monotonic() < until:
-        check, seeds = rng.choice(TARGETS)
-        data = bend(rng, rng.choice(seeds))
-        started = time.monotonic()
-        try:
-            result = check(rng, data)
-        except BaseException:
-            print(f"finding after {inputs} inputs, seed {args.seed}: {check.__name__} {data.hex()}", file=sys.stderr)
-            raise
-        assert time.monotonic() - started < 5, f"hang: {check.__name__} {data.hex()}"
-        inputs += 1
-        name = f"{check.__name__.removeprefix('check_')} {result}"
-        results[name] = results.get(name, 0) + 1
-    counts = ", ".join(f"{count} {result}" for result, count in sorted(results.items()))
-    print(f"{inputs} inputs in {args.seconds:g} s, seed {args.seed}: {counts}; no finding")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(drive_targets(__doc__, TARGETS, bend))

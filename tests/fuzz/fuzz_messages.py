@@ -7,12 +7,12 @@ python tests/fuzz/fuzz_messages.py --seconds 60 [--seed N]: prints how many inpu
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
-import time
 from typing import Any
+
+from driver import drive
 
 from agent.errors import BadMessage
 from agent.messages import Message, Unknown, encode, parse
@@ -118,27 +118,5 @@ def check(written: str) -> bool:
     return True
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    until = time.monotonic() + args.seconds
-    tried = known = 0
-    while time.monotonic() < until:
-        written = text(rng)
-        started = time.monotonic()
-        try:
-            known += check(written)
-        except Exception as exc:
-            print(f"seed {args.seed}, input {tried}: {exc!r}: {written[:2000]!r}")
-            return 1
-        assert time.monotonic() - started < 5, f"hang: {written[:2000]!r}"
-        tried += 1
-    print(f"messages: {tried} inputs, {known} of them messages that we know, seed {args.seed}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(drive(__doc__, text, lambda _, written: "messages that we know" if check(written) else "others"))

@@ -7,10 +7,10 @@ python tests/fuzz/fuzz_uapi.py --seconds 60 [--seed N]: prints how many inputs i
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import time
+
+from driver import drive
 
 from agent.host import SetDevice, SetPeer, WireGuardStep
 from agent.model import DeviceState
@@ -116,27 +116,5 @@ def parses_back(state: DeviceState) -> bool:
     return True
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    until = time.monotonic() + args.seconds
-    inputs = devices = 0
-    while time.monotonic() < until:
-        data = reply(rng)
-        started = time.monotonic()
-        try:
-            devices += check(data)
-        except BaseException:
-            print(f"finding after {inputs} inputs, seed {args.seed}: {data!r}", file=sys.stderr)
-            raise
-        assert time.monotonic() - started < 5, f"hang: {data!r}"
-        inputs += 1
-    print(f"{inputs} inputs in {args.seconds:g} s, seed {args.seed}: {devices} were devices, no finding")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(drive(__doc__, reply, lambda _, data: "devices" if check(data) else "refused"))

@@ -6,11 +6,11 @@ Prints how many inputs it tried; exits 1 with the input on a finding.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import time
 from collections.abc import Callable
+
+from driver import Target, drive_targets
 
 from agent.carrier import api, ipc, upgrade
 from agent.carrier.proxyenv import proxy_from_environment
@@ -166,7 +166,7 @@ def check_environment(rng: random.Random, data: bytes) -> str:
 
 
 URLS = [b"http://me:p%40ss@proxy.example:3128", b"[2001:db8::1]:8080", b"proxy .example.com,10.0.0.0/8,[::1]:443,*"]
-TARGETS: list[tuple[Callable[[random.Random, bytes], str], list[bytes]]] = [
+TARGETS: list[Target] = [
     (check_request, REQUESTS),
     (check_response, RESPONSES),
     (check_line, LINES),
@@ -174,30 +174,5 @@ TARGETS: list[tuple[Callable[[random.Random, bytes], str], list[bytes]]] = [
 ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    until = time.monotonic() + args.seconds
-    inputs, results = 0, dict[str, int]()
-    while time.monotonic() < until:
-        check, seeds = rng.choice(TARGETS)
-        data = bend(rng, rng.choice(seeds))
-        started = time.monotonic()
-        try:
-            result = check(rng, data)
-        except BaseException:
-            print(f"finding after {inputs} inputs, seed {args.seed}: {check.__name__} {data.hex()}", file=sys.stderr)
-            raise
-        assert time.monotonic() - started < 5, f"hang: {check.__name__} {data.hex()}"
-        inputs += 1
-        results[result] = results.get(result, 0) + 1
-    counts = ", ".join(f"{count} {result}" for result, count in sorted(results.items()))
-    print(f"{inputs} inputs in {args.seconds:g} s, seed {args.seed}: {counts}; no finding")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(drive_targets(__doc__, TARGETS, bend))
