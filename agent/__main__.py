@@ -28,6 +28,11 @@ COMMANDS: dict[str, Command] = {
             "rhizome-agent pki client --name node-1",
         ),
     ),
+    "sidecar": Command(
+        "agent.cli.sidecar",
+        "give the pod that it runs in routes to the shoot's nodes, pods and services",
+        ("rhizome-agent sidecar --config examples/sidecar.toml --print-config",),
+    ),
     "cleanup": Command(
         "agent.cli.cleanup",
         "remove all that Rhizome made in this network namespace, and stop its carriers",

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agent.model import IPAddress
+from agent.model import MTU_MAX_BYTES, IPAddress
 from agent.pulse import SUSPECT_INTERVAL_S, Pulse
 
 log = logging.getLogger("rhizome.canary")
@@ -108,7 +108,7 @@ class _Port:
     def _readable(self, sock: socket.socket) -> None:
         for _ in range(256):  # bounded work for one turn of the loop
             try:
-                payload, sender = sock.recvfrom(2048)
+                payload, sender = sock.recvfrom(MTU_MAX_BYTES)
             except BlockingIOError:
                 return
             except OSError as exc:  # an ICMP error for an earlier datagram
@@ -118,10 +118,14 @@ class _Port:
 
 
 class Prober:
-    """Server side: asks every client's tunnel address that is due, and notes what comes back. Call `ask` every TICK_S."""
+    """Server side: asks every client's tunnel address that is due, and notes what comes back. Call `ask` every TICK_S.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    `size_bytes` is the length of a question, and of its answer: as long as a packet may be, where that is in doubt.
+    """
+
+    def __init__(self, clock: Callable[[], float], size_bytes: int = 0) -> None:
         self._clock = clock
+        self._padding = bytes(max(0, size_bytes - _FORMAT.size))
         self._port = _Port(self._answered)
         self.targets: dict[str, Target] = {}  # by tunnel address as text
 
@@ -153,16 +157,16 @@ class Prober:
             target.asked += 1
             target.asked_at.append(now)
             target.pulse.asked(now)
-            self._port.send(_FORMAT.pack(_ASK, target.asked, target.answered), (address, PORT))
+            self._port.send(_FORMAT.pack(_ASK, target.asked, target.answered) + self._padding, (address, PORT))
 
     def close(self) -> None:
         self._port.close()
 
     def _answered(self, payload: bytes, sender: tuple[str, int]) -> None:
         target = self.targets.get(sender[0])
-        if target is None or len(payload) != _FORMAT.size:
+        if target is None or len(payload) != _FORMAT.size + len(self._padding):
             return
-        magic, number, _ = _FORMAT.unpack(payload)
+        magic, number, _ = _FORMAT.unpack_from(payload)
         late, now = target.asked - number, self._clock()
         if magic == _ANSWER and number > target.answered and 0 <= late < len(target.asked_at):
             rtt_s = now - target.asked_at[-1 - late]
@@ -201,13 +205,13 @@ class Responder:
         self._port.close()
 
     def _asked(self, payload: bytes, sender: tuple[str, int]) -> None:
-        if len(payload) != _FORMAT.size:
+        if len(payload) < _FORMAT.size:
             return
-        magic, number, arrived = _FORMAT.unpack(payload)
+        magic, number, arrived = _FORMAT.unpack_from(payload)
         if magic != _ASK:
             return
         self.asked_at = self._clock()
         if arrived and arrived in self._answers:
             self.confirmed_at = self.asked_at
         self._answers.append(number)
-        self._port.send(_FORMAT.pack(_ANSWER, number, 0), sender)
+        self._port.send(_FORMAT.pack(_ANSWER, number, 0) + bytes(len(payload) - _FORMAT.size), sender)

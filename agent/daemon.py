@@ -17,6 +17,7 @@ from agent.carrier.api import DialConfig, ListenConfig
 from agent.carrier.client import CarrierClient
 from agent.dataplane import DataPlane
 from agent.identity import Role
+from agent.model import IFALIAS_PREFIX
 from agent.netlink import LinuxNetStack
 from agent.observability import HealthServer
 from agent.role_settings import RoleSettings
@@ -57,6 +58,14 @@ async def base(settings: RoleSettings, role: Role) -> AsyncIterator[Base]:
         choice = await choose(Mode(settings.wireguard.value), program=settings.wireguard_go)
         log.info("WireGuard: %s", choice.reason, extra={"event": "wireguard.chosen", "backend": choice.kind.value})
         yield Base(await DataPlane.open(choice.backend, net, settings.ifname, role.value), net, choice)
+
+
+async def retire(on: Base, ifname: str) -> None:
+    """Remove the device of an earlier configuration, if there is one of ours with this name: nobody looks after it any more."""
+    link = (await on.net.read((ifname,))).link(ifname)
+    if link is not None and link.alias.startswith(IFALIAS_PREFIX):
+        log.info("removing %s, which is not configured any more", ifname, extra={"event": "device.retired"})
+        await on.choice.backend.delete(ifname)
 
 
 @asynccontextmanager

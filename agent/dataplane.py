@@ -15,7 +15,7 @@ from agent.engine import Engine, Pass, observe
 from agent.errors import ConfigError
 from agent.host import NetStack, WireGuard
 from agent.keys import generate_private_key, public_key
-from agent.model import FWMARK, IFALIAS_PREFIX, Device, DeviceState, PrivateKey, PublicKey, Tunnel
+from agent.model import FWMARK, IFALIAS_PREFIX, Device, DeviceState, PrivateKey, PublicKey, Route, Tunnel
 
 log = logging.getLogger("rhizome.dataplane")
 
@@ -29,8 +29,8 @@ class Incarnation:
     epoch: str
 
     @classmethod
-    def new(cls) -> Incarnation:
-        key = generate_private_key()
+    def new(cls, private_key: PrivateKey | None = None) -> Incarnation:
+        key = private_key or generate_private_key()
         return cls(key, public_key(key), _new_epoch())
 
 
@@ -39,7 +39,8 @@ def _new_epoch() -> str:
 
 
 class DataPlane:
-    """One device `ifname` of `role`. `adopted` is the device as it was found at start, None when there was none."""
+    """One device `ifname` of `role`. `adopted` is the device as it was found at start, None when there was none;
+    `adopted_routes` are those that led through it."""
 
     def __init__(
         self, wg: WireGuard, net: NetStack, ifname: str, role: str, incarnation: Incarnation, adopted: Device | None
@@ -50,15 +51,21 @@ class DataPlane:
         self.role = role
         self.incarnation = incarnation
         self.adopted = adopted
+        self.adopted_routes: frozenset[Route] = frozenset()
         self._known = adopted is not None
 
     @classmethod
-    async def open(cls, wg: WireGuard, net: NetStack, ifname: str, role: str) -> DataPlane:
-        """Look for our device and adopt it. Raises ConfigError when the name belongs to another program's or role's device."""
+    async def open(
+        cls, wg: WireGuard, net: NetStack, ifname: str, role: str, private_key: PrivateKey | None = None
+    ) -> DataPlane:
+        """Look for our device and adopt it. Without one, it will be made with `private_key`, None for a new key.
+
+        Raises ConfigError when the name belongs to another program's or role's device.
+        """
         observed = await observe(wg, net, (ifname,))
         device = next((d for d in observed.tunnel.devices if d.ifname == ifname), None)
         if device is None or device.private_key is None:
-            return cls(wg, net, ifname, role, Incarnation.new(), None)
+            return cls(wg, net, ifname, role, Incarnation.new(private_key), None)
         words = device.alias.removeprefix(IFALIAS_PREFIX).split()
         if len(words) != 2 or words[0] != role:
             if device.alias.strip() not in ("", IFALIAS_PREFIX.strip()):
@@ -73,12 +80,14 @@ class DataPlane:
             extra={"event": "device.adopted", "ifname": ifname},
         )
         incarnation = Incarnation(device.private_key, public_key(device.private_key), words[1])
-        return cls(wg, net, ifname, role, incarnation, device)
+        plane = cls(wg, net, ifname, role, incarnation, device)
+        plane.adopted_routes = frozenset(route for route in observed.tunnel.routes if route.ifname == ifname)
+        return plane
 
     def engine(self, desired: Callable[[], Tunnel], on_pass: Callable[[Pass], None], resync_s: float) -> Engine:
         return Engine(self.wg, self.net, desired, on_pass, resync_s=resync_s)
 
-    def device(self, *, listen_port: int, mtu_bytes: int) -> Device:
+    def device(self, *, listen_port: int | None, mtu_bytes: int) -> Device:
         """The desired device without addresses and peers."""
         return Device(
             ifname=self.ifname,

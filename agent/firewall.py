@@ -7,6 +7,9 @@ accepts nothing that another table of the host drops. Its parts, in the order in
 - `input` and `forward`, through `from_tunnel`: established connections pass, and the ICMP errors that belong to them
   (RFC 792, RFC 4443; needed for path MTU discovery), but no other "related" traffic: a connection tracking helper would
   let the far side open ports here. New connections pass only from `initiators` to `destinations`.
+- `transit`: on a hub, what one peer of the tunnel may open through this host to another. It is looked at before "established",
+  so that a right that was taken away ends its connections too; and nothing that did not come out of the tunnel is
+  forwarded into it.
 - `clamp`: TCP SYNs in both directions promise no more than the tunnel's MTU carries (RFC 4459 section 3.2).
 - `postrouting`: where `masquerade` says so, hosts behind us need no route back.
 
@@ -35,7 +38,8 @@ COUNTERS = {
     "spoofed": "came out of the tunnel with a source that is not the far side's",
     "opened": "opened a connection out of the tunnel, as it may",
     "denied": "tried to open a connection out of the tunnel, and was dropped",
-    "not_local": "came for WireGuard's port from elsewhere than this host",
+    "not_local": "came for WireGuard's port from where nobody of ours is",
+    "not_tunnel": "was to be forwarded into the tunnel, and had not come out of it",
 }
 
 _COMMENT = "Made by Rhizome. Changes by hand are undone within seconds."
@@ -44,6 +48,22 @@ _ICMPV6_ERRORS = ("destination-unreachable", "packet-too-big", "time-exceeded", 
 
 # Narrower than the kernel's rule: these need no quoting, and none is a wildcard to nft.
 _IFNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Transit:
+    """On a hub: who of the tunnel may open connections to what else of the tunnel."""
+
+    initiators: frozenset[IPNetwork]
+    destinations: frozenset[IPNetwork]
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A UDP port to which only `sources`, and this host itself, may send."""
+
+    port: int
+    sources: frozenset[IPNetwork]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +76,8 @@ class Firewall:
     `masquerade`: destinations (again before DNAT) that see this host's address instead of the initiator's; those of
     `unmasked`, which may be parts of them, do not.
     `local_ports`: UDP ports that only this host may send to, as WireGuard's is when all packets come by way of the relay.
-    `mtu_bytes`: the smallest MTU of `devices`.
+    `doors`: UDP ports for others than this host. `mtu_bytes`: the smallest MTU of `devices`. `hub`: the device that leads to the destinations of `transits`, None where
+    nothing is forwarded from the tunnel into the tunnel.
     """
 
     devices: frozenset[str]
@@ -67,6 +88,9 @@ class Firewall:
     unmasked: frozenset[IPNetwork] = frozenset()
     local_ports: frozenset[int] = frozenset()
     mtu_bytes: int = 1420
+    doors: frozenset[Door] = frozenset()
+    hub: str | None = None
+    transits: frozenset[Transit] = frozenset()
 
 
 def render(firewall: Firewall) -> str:
@@ -77,6 +101,7 @@ def render(firewall: Firewall) -> str:
         *([f"counter {name} {{", "}"] for name in sorted(COUNTERS)),
         *_spoofing(firewall),
         *_access(firewall),
+        *_transit(firewall),
         *_clamp(firewall),
         *_masquerade(firewall),
     ]
@@ -85,12 +110,16 @@ def render(firewall: Firewall) -> str:
 
 
 def _problems(firewall: Firewall) -> Iterator[str]:
+    if firewall.hub is not None and firewall.hub not in firewall.devices:
+        yield f"firewall: the hub {firewall.hub!r} is none of the devices"
+    if firewall.transits and firewall.hub is None:
+        yield "firewall: transits without a hub lead nowhere"
     if not firewall.devices:
         yield "firewall: no device is named, so nothing would be filtered"
     for name in sorted(firewall.devices):
         if not _IFNAME.fullmatch(name):
             yield f"firewall: {name!r} is not an interface name of 1 to 15 letters, digits, '.', '_' and '-'"
-    for port in sorted(firewall.local_ports):
+    for port in sorted(firewall.local_ports | {door.port for door in firewall.doors}):
         if not 0 < port < 65536:
             yield f"firewall: {port} is not a UDP port"
     if not MTU_MIN_BYTES <= firewall.mtu_bytes <= MTU_MAX_BYTES:
@@ -113,8 +142,19 @@ def _spoofing(firewall: Firewall) -> Iterator[list[str]]:
 def _access(firewall: Firewall) -> Iterator[list[str]]:
     jumps = [f"{incoming} jump from_tunnel" for incoming in _incoming(firewall)]
     ports = [f'iifname != "lo" udp dport {port} counter name "not_local" drop' for port in sorted(firewall.local_ports)]
+    doors = sorted(firewall.doors, key=lambda door: door.port)
+    ports += [f"udp dport {door.port} jump door_{door.port}" for door in doors]
     yield _chain("input", "type filter hook input priority filter; policy accept;", *ports, *jumps)
-    yield _chain("forward", "type filter hook forward priority filter; policy accept;", *jumps)
+    for door in doors:
+        yield _chain(
+            f"door_{door.port}",
+            'iifname "lo" return',
+            *(f"{family} saddr {prefix} return" for family, prefix in _prefixes(door.sources)),
+            'counter name "not_local" drop',
+        )
+    crossing = [f"{incoming} jump transit" for incoming in _incoming(firewall)] if firewall.hub else []
+    into = [f'oifname "{name}" jump into_tunnel' for name in sorted(firewall.devices)] if firewall.hub else []
+    yield _chain("forward", "type filter hook forward priority filter; policy accept;", *into, *crossing, *jumps)
     yield _chain(
         "from_tunnel",
         "ct state established accept",
@@ -130,6 +170,33 @@ def _access(firewall: Firewall) -> Iterator[list[str]]:
             for family, prefix in _prefixes(firewall.destinations)
         ),
     )
+
+
+def _transit(firewall: Firewall) -> Iterator[list[str]]:
+    if firewall.hub is None:
+        return
+    yield _chain(
+        "into_tunnel",
+        *(f"{incoming} return" for incoming in _incoming(firewall)),
+        'counter name "not_tunnel" drop',
+    )
+    transits = sorted(firewall.transits, key=lambda t: sorted(map(str, t.initiators)))
+    yield _chain(
+        "transit",
+        *(
+            f"{family} saddr {prefix} ct direction original goto transit_{number}"
+            for number, transit in enumerate(transits)
+            for family, prefix in _prefixes(transit.initiators)
+        ),
+    )
+    for number, transit in enumerate(transits):
+        yield _chain(
+            f"transit_{number}",
+            f'oifname != "{firewall.hub}" counter name "denied" drop',
+            *(f"ct original {family} daddr {p} goto transit_passes" for family, p in _prefixes(transit.destinations)),
+            'counter name "denied" drop',
+        )
+    yield _chain("transit_passes", "ct state established accept", 'counter name "opened" accept')
 
 
 def _clamp(firewall: Firewall) -> Iterator[list[str]]:

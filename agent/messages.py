@@ -25,6 +25,9 @@ PREFIXES_MAX = 1024  # per list: a node has a handful, a control plane some doze
 TEXT_MAX = 512
 LIFETIME_MAX_S = 3600.0
 
+#: The two ways to the other side, and the names of the devices whose packets take them.
+STREAM, DIRECT = "stream", "direct"
+
 _T = TypeVar("_T")
 
 
@@ -42,9 +45,9 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Enroll:
-    """Client: these are my WireGuard public keys, one per device ("stream", later "direct"), and what I could carry.
+    """Client: these are my WireGuard public keys, one per device ("stream", and perhaps "direct"), and what I could carry.
 
-    Who I am is not said here: the certificate of the stream says it.
+    Who I am is not said here: the certificate of the stream says it. `path` is the device that I send by.
     """
 
     public_keys: tuple[tuple[str, PublicKey], ...]
@@ -52,6 +55,19 @@ class Enroll:
     version_min: int = VERSION_MIN
     version_max: int = VERSION_MAX
     software: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """The server's second device, for those who reach it by UDP without the stream: its key, epoch and own addresses in the
+    tunnel, where it listens (in order of preference), and this client's preshared key for it."""
+
+    public_key: PublicKey
+    epoch: str
+    servers: tuple[IPAddress, ...]
+    endpoints: tuple[Endpoint, ...]
+    preshared_key: PresharedKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +77,8 @@ class Grant:
     `epoch` names the incarnation of the server's device: a new one means that all sessions are gone, so the client adds
     the peer anew and handshakes at once. `tunnel_networks` is what the client routes into the tunnel and accepts packets
     from; `servers` are the server's own addresses there, in order of preference. `carries` is what of the offer the client
-    may be asked to carry, alone or in turn with others, `refused` the rest with the reason.
+    may be asked to carry, alone or in turn with others, `refused` the rest with the reason. `routes` is what of the shoot
+    a sidecar may reach.
     """
 
     version: int
@@ -75,8 +92,14 @@ class Grant:
     mtu_bytes: int
     persistent_keepalive_s: int
     lifetime_s: float
-    endpoints: tuple[Endpoint, ...] = ()
     preshared_key: PresharedKey | None = None
+    routes: tuple[IPNetwork, ...] = ()
+    direct: Direct | None = None
+
+    def incarnations(self) -> dict[str, tuple[PublicKey, str]]:
+        """Path -> key and epoch of the server's device."""
+        found = {name: (key, self.epoch) for name, key in self.public_keys}
+        return found | ({DIRECT: (self.direct.public_key, self.direct.epoch)} if self.direct else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +113,8 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Client: what has changed since enroll; the whole offer again. `health` is a short sentence for the server's status."""
+    """Client: what has changed since enroll; the whole offer again. `path` is the device that I send by now, `health` a short
+    sentence for the server's status."""
 
     offer: Offer
     path: str = ""
@@ -150,6 +174,7 @@ def _enroll_body(m: Enroll) -> dict[str, Any]:
         "type": "enroll",
         "versions": [m.version_min, m.version_max],
         "software": m.software,
+        "path": m.path,
         "public_keys": {name: str(key) for name, key in m.public_keys},
         "offer": _offer_body(m.offer),
     }
@@ -165,10 +190,21 @@ def _grant_body(m: Grant) -> dict[str, Any]:
         "servers": _texts(m.servers),
         "tunnel_networks": _texts(m.tunnel_networks),
         "carries": _texts(m.carries),
+        "routes": _texts(m.routes),
         "refused": [list(pair) for pair in m.refused],
         "mtu": m.mtu_bytes,
         "keepalive_s": m.persistent_keepalive_s,
         "lifetime_s": m.lifetime_s,
+        "preshared_key": m.preshared_key.reveal() if m.preshared_key else None,
+        "direct": _direct_body(m.direct) if m.direct else None,
+    }
+
+
+def _direct_body(m: Direct) -> dict[str, Any]:
+    return {
+        "public_key": str(m.public_key),
+        "epoch": m.epoch,
+        "servers": _texts(m.servers),
         "endpoints": [[str(e.address), e.port] for e in m.endpoints],
         "preshared_key": m.preshared_key.reveal() if m.preshared_key else None,
     }
@@ -266,7 +302,9 @@ def _read_enroll(body: Mapping[str, Any]) -> Enroll:
     if versions[0] > VERSION_MAX:
         # We cannot know what else is in it; only the range is needed to refuse it in words.
         return Enroll((), Offer(), versions[0], versions[1], _string(body, "software"))
-    return Enroll(_public_keys(body), _offer(body), versions[0], versions[1], _string(body, "software"))
+    return Enroll(
+        _public_keys(body), _offer(body), versions[0], versions[1], _string(body, "software"), _string(body, "path", 16)
+    )
 
 
 def _read_grant(body: Mapping[str, Any]) -> Grant:
@@ -274,15 +312,6 @@ def _read_grant(body: Mapping[str, Any]) -> Grant:
         first, second = value
         return _string({"": first}, ""), _string({"": second}, "")
 
-    def endpoint(value: Any) -> Endpoint:
-        address, port = value
-        return Endpoint(ip_address(_only_text(address)), _integer({"": port}, "", 1, 65535))
-
-    psk = body.get("preshared_key")
-    try:
-        preshared_key = PresharedKey.from_base64(_only_text(psk)) if psk is not None else None
-    except (ValueError, TypeError) as exc:
-        raise _wrong("preshared_key", "a WireGuard key in base64") from exc
     return Grant(
         version=_integer(body, "version", VERSION_MIN, VERSION_MAX),
         epoch=_string(body, "epoch", 64),
@@ -295,8 +324,40 @@ def _read_grant(body: Mapping[str, Any]) -> Grant:
         mtu_bytes=_integer(body, "mtu", 1280, 9000),
         persistent_keepalive_s=_integer(body, "keepalive_s", 0, 65535),
         lifetime_s=_number(body, "lifetime_s", 0.0, LIFETIME_MAX_S),
-        endpoints=_list(body, "endpoints", endpoint, "a list of [address, port]"),
-        preshared_key=preshared_key,
+        preshared_key=_preshared_key(body),
+        routes=_prefixes(body, "routes"),
+        direct=_direct(body),
+    )
+
+
+def _preshared_key(body: Mapping[str, Any]) -> PresharedKey | None:
+    psk = body.get("preshared_key")
+    try:
+        return PresharedKey.from_base64(_only_text(psk)) if psk is not None else None
+    except (ValueError, TypeError) as exc:
+        raise _wrong("preshared_key", "a WireGuard key in base64") from exc
+
+
+def _direct(body: Mapping[str, Any]) -> Direct | None:
+    def endpoint(value: Any) -> Endpoint:
+        address, port = value
+        return Endpoint(ip_address(_only_text(address)), _integer({"": port}, "", 1, 65535))
+
+    value = body.get("direct")
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _wrong("direct", "an object")
+    try:
+        public_key = PublicKey.from_base64(_only_text(value.get("public_key")))
+    except (ValueError, TypeError) as exc:
+        raise _wrong("direct.public_key", "a WireGuard public key in base64") from exc
+    return Direct(
+        public_key=public_key,
+        epoch=_string(value, "epoch", 64),
+        servers=_addresses(value, "servers"),
+        endpoints=_list(value, "endpoints", endpoint, "a list of [address, port]"),
+        preshared_key=_preshared_key(value),
     )
 
 

@@ -60,6 +60,7 @@ class StatusCollector(Collector):
         yield _counter(
             "prefix_moves", "Shared prefixes that went from one client to another.", (), [((), counters.moves)]
         )
+        yield _counter("path_moves", "Changes from one path to the other.", (), [((), counters.path_moves)])
         yield _counter("reconnects", "Streams that were made after the first.", (), [((), counters.reconnects)])
         for name, help, value in (
             ("certificate_expires_in_seconds", "Until our certificate ends.", status.certificate_expires_in_s),
@@ -94,6 +95,8 @@ def _fill(family: GaugeMetricFamily | CounterMetricFamily, rows: Rows) -> Metric
 def _paths(paths: tuple[PathHealth, ...]) -> Iterator[Metric]:
     rows = [((path.transport, path.via), path.state == "up") for path in paths]
     yield _gauge("path_up", "1 for a path that works.", ("transport", "via"), rows)
+    used = [((path.transport,), path.in_use) for path in paths]
+    yield _gauge("path_in_use", "1 for a path that packets are sent by.", ("transport",), used)
     for name, help, attribute in (
         ("path_rtt_seconds", "Round trip on the path.", "rtt_s"),
         ("path_handshake_age_seconds", "Since the last WireGuard handshake.", "handshake_age_s"),

@@ -9,7 +9,21 @@ from pathlib import Path
 from typing import ClassVar
 
 from agent.carrier.api import TlsFiles
-from agent.kinds import IFNAME, LABEL, LISTEN, PATH, PORT, SECRET_PATH, TEXT, HostPort, choice, integer, number
+from agent.kinds import (
+    IFNAME,
+    LABEL,
+    LISTEN,
+    PATH,
+    PORT,
+    SECRET_PATH,
+    SERVER_NAME,
+    TARGET,
+    TEXT,
+    HostPort,
+    choice,
+    integer,
+    number,
+)
 from agent.model import MTU_MAX_BYTES, MTU_MIN_BYTES
 from agent.settings import BaseSettings, Rule, setting
 
@@ -110,3 +124,20 @@ class RoleSettings(BaseSettings):
     def check(self) -> Iterator[Rule]:
         if not self.runtime_dir.is_absolute():
             yield Rule(("runtime_dir",), f"{self.runtime_dir} must be an absolute path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialSettings(RoleSettings):
+    """What a role has that dials a seed server."""
+
+    server: HostPort = setting(TARGET, "the seed server, or the SNI proxy in front of it", group=TRANSPORT)
+    server_name: str | None = setting(
+        SERVER_NAME,
+        "name sent as SNI and checked in the server's certificate; empty: the host of `server`",
+        group=TRANSPORT,
+        default=None,
+    )
+
+    def sni(self) -> str:
+        """The name the server must prove."""
+        return self.server_name or self.server.host

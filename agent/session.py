@@ -10,6 +10,7 @@ session survives its streams: a grant stays valid while the carrier reconnects, 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -32,8 +33,9 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Session:
-    """Mutable, small, and without any I/O. `kicks` counts the times that the server's device was found to be a new one
-    with an old key: whoever owns the device removes the peer once per kick, so that WireGuard handshakes at once."""
+    """Mutable, small, and without any I/O. `kicks` counts, by path, the times that the server's device was found to be a
+    new one with an old key: whoever owns the device removes the peer once per kick, so that WireGuard handshakes at once.
+    `path` is the device that we send by, empty for a client that has only one."""
 
     public_keys: tuple[tuple[str, PublicKey], ...]
     offer: Offer
@@ -42,7 +44,8 @@ class Session:
     stream: int | None = None
     grant: Grant | None = None
     refusal: Refuse | None = None
-    kicks: int = 0
+    kicks: Counter[str] = field(default_factory=Counter)
+    path: str = ""
     _expires_at: float = 0.0
     _renew_at: float = 0.0
     _answer_by: float | None = None
@@ -89,7 +92,14 @@ class Session:
         if offer == self.offer:
             return ()
         self.offer = offer
-        return (Send(self.stream, encode(Facts(offer))),) if self.stream is not None else ()
+        return (Send(self.stream, encode(Facts(offer, self.path))),) if self.stream is not None else ()
+
+    def set_path(self, path: str) -> tuple[Command, ...]:
+        """We send by another device now, and want to be answered by it."""
+        if path == self.path:
+            return ()
+        self.path = path
+        return (Send(self.stream, encode(Facts(self.offer, path))),) if self.stream is not None else ()
 
     def set_public_keys(self, public_keys: tuple[tuple[str, PublicKey], ...], now: float) -> tuple[Command, ...]:
         """The device has another key (it was made anew): the server must know before a handshake can work."""
@@ -131,12 +141,17 @@ class Session:
         assert self.stream is not None
         self._asked += 1
         self._answer_by = now + ANSWER_TIMEOUT_S
-        return (Send(self.stream, encode(Enroll(self.public_keys, self.offer, software=self.software))),)
+        return (Send(self.stream, encode(self._enrollment())),)
+
+    def _enrollment(self) -> Enroll:
+        return Enroll(self.public_keys, self.offer, software=self.software, path=self.path)
 
     def _accept(self, grant: Grant, now: float) -> None:
         old = self.grant
-        if old is not None and old.epoch != grant.epoch and old.public_keys == grant.public_keys:
-            self.kicks += 1
+        before = old.incarnations() if old is not None else {}
+        for path, (key, epoch) in grant.incarnations().items():
+            if path in before and before[path][0] == key and before[path][1] != epoch:
+                self.kicks[path] += 1
         self.grant = grant
         self.refusal = None
         self.state = State.JOINED

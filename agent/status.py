@@ -34,7 +34,8 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PathHealth:
-    """One way to the other side. `transport` is stream or direct, `state` up, dialling or down, `via` the way in words."""
+    """One way to the other side. `transport` is stream or direct, `state` up, dialling or down, `via` the way in words. `in_use`:
+    packets are sent by it."""
 
     transport: str
     via: str
@@ -46,6 +47,8 @@ class PathHealth:
     rx_bytes: int = 0
     tx_bytes: int = 0
     drops: Counts = ()
+    in_use: bool = True
+    canary_age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class PeerHealth:
     """One tunnel peer: on the server a client, on a client the server. Prefixes are those that it carries now.
 
     `standing` is whether a client is relied on for what others could carry too: well, unproven or lost, and why; empty
-    where that is not asked.
+    where that is not asked. `reaches` is what of the shoot a sidecar may open connections to.
     """
 
     name: str
@@ -68,6 +71,8 @@ class PeerHealth:
     refused: tuple[str, ...] = ()
     standing: str = ""
     reason: str = ""
+    role: str = ""
+    reaches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class Counters:
     reconnects: int = 0
     failovers: Counts = ()
     moves: int = 0
+    path_moves: int = 0
 
 
 @dataclass(frozen=True, slots=True)

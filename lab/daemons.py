@@ -24,6 +24,7 @@ Value = str | int | float | bool | Sequence[str]
 #: The daemons' default device names.
 SEED_IFNAME = "rz-seed"
 SHOOT_IFNAME = "rz-shoot"
+SIDECAR_IFNAME = "rz-sidecar"
 
 
 def program(name: str) -> str:
@@ -46,6 +47,9 @@ class Pki:
     def client(self, name: str) -> TlsFiles:
         return issue(self.directory, Role.SHOOT_CLIENT, name).files
 
+    def sidecar(self, name: str) -> TlsFiles:
+        return issue(self.directory, Role.SIDECAR, name).files
+
 
 def to_toml(settings: Mapping[str, Value]) -> str:
     """A flat TOML table. JSON's strings, numbers, booleans and lists of strings are TOML's too (TOML 1.0)."""
@@ -56,13 +60,14 @@ def to_toml(settings: Mapping[str, Value]) -> str:
 
 
 class Daemon:
-    """A seed server or a shoot client on one machine. `settings` may be changed between starts."""
+    """A daemon on one machine. `command` is its program and, for a sidecar, the sub-command. `settings` may be changed between
+    starts."""
 
     def __init__(self, command: str, machine: Machine, ifname: str, settings: Mapping[str, Value]) -> None:
         self.command = command
         self.machine = machine
         self.settings: dict[str, Value] = dict(settings)
-        self.config = machine.directory / f"{command}.toml"
+        self.config = machine.directory / f"{command.replace(' ', '-')}.toml"
         # The machine's /run is a directory of the host, so the daemon can be asked from here.
         self._socket = machine.directory / "run" / "rhizome" / f"{ifname}{SOCKET_SUFFIX}"
         self._process: Process | None = None
@@ -75,11 +80,18 @@ class Daemon:
 
     def start(self, *args: str, env: Mapping[str, str] | None = None) -> Process:
         """Write the configuration and start; does not wait for anything."""
-        self.config.write_text(to_toml(self.settings))
-        self._process = self.machine.spawn(
-            [program(self.command), "--config", str(self.config), *args], name=self.command, env=env
-        )
+        self.write()
+        self._process = self.machine.spawn(self.argv(*args), name=self.config.stem, env=env)
         return self._process
+
+    def argv(self, *args: str) -> list[str]:
+        """The command line, for those who start it in their own way."""
+        name, *words = self.command.split()
+        return [program(name), *words, "--config", str(self.config), *args]
+
+    def write(self) -> None:
+        """The configuration file, from `settings`."""
+        self.config.write_text(to_toml(self.settings))
 
     def stop(self) -> int:
         """SIGTERM and its exit code. The data plane keeps running: that is the design."""
@@ -170,6 +182,15 @@ def shoot_settings(index: int, tls: TlsFiles) -> dict[str, Value]:
         "node_addresses": [node.v4, node.v6],
         "pod_cidrs": [pods.v4, pods.v6],
         "service_cidrs": addresses.SHOOT_SERVICES,
+    }
+
+
+def sidecar_settings(tls: TlsFiles) -> dict[str, Value]:
+    """Straight to the seed server, as to a Service of the same cluster."""
+    return _common(tls) | {
+        "server": f"{addresses.SEED.v4}:{addresses.SERVER_PORT}",
+        "server_name": addresses.SERVER_NAME,
+        "protected_networks": addresses.SEED_PODS,
     }
 
 

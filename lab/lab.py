@@ -28,7 +28,18 @@ from typing import Self
 from agent.model import IFALIAS_PREFIX, ROUTE_TABLE
 from lab import addresses, topology
 from lab.addresses import Family, Pair
-from lab.daemons import SEED_IFNAME, SHOOT_IFNAME, Daemon, Pki, Value, node_name, seed_settings, shoot_settings
+from lab.daemons import (
+    SEED_IFNAME,
+    SHOOT_IFNAME,
+    SIDECAR_IFNAME,
+    Daemon,
+    Pki,
+    Value,
+    node_name,
+    seed_settings,
+    shoot_settings,
+    sidecar_settings,
+)
 from lab.front import KINDS, Front
 from lab.impair import Impairment
 from lab.names import Names
@@ -203,6 +214,13 @@ class Lab:
         way = dict(self.front.kind.settings) if self.front is not None else {}
         return Daemon(
             "rhizome-shoot-client", self.nodes[index - 1], SHOOT_IFNAME, shoot_settings(index, tls) | way | settings
+        )
+
+    def sidecar(self, index: int = 1, name: str = "", **settings: Value) -> Daemon:
+        """The sidecar of one control-plane pod, by default named after it; not yet started."""
+        tls = self.pki.sidecar(name or f"seed-pod-{index}")
+        return Daemon(
+            "rhizome-agent sidecar", self.seed_pods[index - 1], SIDECAR_IFNAME, sidecar_settings(tls) | settings
         )
 
     # What can be seen from outside the daemons.

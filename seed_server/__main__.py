@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
+from agent import sysctl
 from agent.carrier.api import ListenConfig
 from agent.cli.flags import load
-from agent.daemon import base, carrier, configure_logging, health
+from agent.daemon import Base, base, carrier, configure_logging, health, retire
+from agent.dataplane import DataPlane
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
 from agent.guard import guard_routes
 from agent.identity import Identity, Role
-from agent.model import IPAddress
+from agent.model import Endpoint, IPAddress
 from agent.protected import find_protected
 from agent.run import run_command, run_daemon
 from ipam.model import Owner, Policy, Pool
@@ -25,12 +29,15 @@ from ipam.stores.file import FileStore
 from ipam.stores.memory import MemoryStore
 from seed_server import desired
 from seed_server.charter import Charter, charter
+from seed_server.direct import DirectSide, Secrets
 from seed_server.egress_link import egress
 from seed_server.registry import Registry
 from seed_server.reporter import Reporter
 from seed_server.server import Allocate, SeedServer
 from seed_server.settings import Settings
 
+#: What the alias of the direct device says.
+DIRECT_ROLE = f"{Role.SEED_SERVER.value}-direct"
 #: How long the address of a node that does not come back stays its own.
 ADDRESS_KEPT_S = 30 * 86400.0
 
@@ -52,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`. Raises ConfigError when a range of the shoot would capture what this pod needs."""
-    bound = charter(settings)
+    bound = charter(settings, no_sidecars=_cannot_forward())
     async with base(settings, Role.SEED_SERVER) as on:
         _guard(settings)
         config = ListenConfig(
@@ -63,15 +70,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             max_streams=settings.max_streams,
             max_unauthenticated=settings.max_unauthenticated,
         )
-        allocate = await _allocator(bound, settings.ipam_file)
+        direct = await _direct(settings, on, bound)
+        book = await _book(bound, settings.ipam_file)
         async with carrier(settings, config) as link:
             server = SeedServer(
                 bound,
                 on.plane,
-                allocate,
+                _allocator(book),
                 link.send,
                 wireguard_port=settings.wireguard_port,
                 resync_s=settings.resync_s,
+                known=await _sidecars(book, settings.control_plane),
+                direct=direct,
             )
             async with egress(settings, bound, server) as proxy:
                 reporter = Reporter(server, on.choice, settings.tls_certificate, proxy)
@@ -87,14 +97,51 @@ def _guard(settings: Settings) -> None:
         raise ConfigError(*map(str, verdict.refused))
 
 
-async def _allocator(bound: Charter, file: Path | None) -> Allocate:
-    """Tunnel addresses out of the IPAM, sticky per identity, one of each tunnel network.
+async def _direct(settings: Settings, on: Base, bound: Charter) -> DirectSide | None:
+    """None when it is not configured; then the device of an earlier configuration goes."""
+    if not settings.direct_endpoints:
+        await retire(on, settings.direct_ifname)
+        return None
+    secrets = Secrets.load(settings.direct_secret, settings.tls_key)
+    plane = await DataPlane.open(on.choice.backend, on.net, settings.direct_ifname, DIRECT_ROLE, secrets.device_key())
+    return DirectSide(
+        plane,
+        secrets,
+        port=settings.direct_port,
+        mtu_bytes=settings.mtu_bytes,
+        addresses=bound.direct_addresses,
+        endpoints=tuple(Endpoint(ip_address(e.host), e.port) for e in settings.direct_endpoints),
+    )
 
-    Reads the store once, so that an unreadable one is told at start. Raises StoreError.
-    """
+
+def _cannot_forward() -> str:
+    """Why this host cannot pass packets on from a sidecar to a client, empty when it can."""
+    keys = [key for key, value in desired.FORWARDING.values() if sysctl.read(key) not in (None, value)]
+    if stuck := [key for key in keys if not os.access(sysctl.path_of(key), os.W_OK)]:
+        return f"{', '.join(stuck)} is 0 on the seed server and cannot be set there: set it in its pod's securityContext.sysctls"
+    return ""
+
+
+async def _book(bound: Charter, file: Path | None) -> AddressBook:
+    """The IPAM of tunnel addresses, read once, so that an unreadable one is told at start. Raises StoreError."""
     store: Store = FileStore(file) if file is not None else MemoryStore()
     book = AddressBook(store, Policy(tuple(Pool.tunnel(network) for network in bound.tunnel_networks)))
     await store.read()
+    return book
+
+
+async def _sidecars(book: AddressBook, control_plane: str) -> dict[IPAddress, Identity]:
+    """Which sidecar has which address."""
+    return {
+        address: Identity(control_plane, Role.SIDECAR, allocation.owner.name)
+        for allocation in await book.ledger()
+        if allocation.owner.kind == Role.SIDECAR.value and not allocation.resting
+        for address in book.policy.addresses(allocation)
+    }
+
+
+def _allocator(book: AddressBook) -> Allocate:
+    """Tunnel addresses out of the IPAM, sticky per identity, one of each tunnel network."""
 
     async def allocate(identity: Identity) -> tuple[IPAddress, ...]:
         owner = Owner(identity.role.value, identity.control_plane, identity.name, str(identity))

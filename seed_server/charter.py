@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.firewall import Firewall, render
+from agent.firewall import Door, Firewall
 from agent.messages import LIFETIME_MAX_S
 from agent.model import IPAddress, IPNetwork
 from seed_server.registry import Policy
@@ -13,8 +13,9 @@ from seed_server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Charter:
-    """`addresses` are the server's own in the tunnel, the first of each tunnel network; `firewall` is the nft table: nothing
-    that comes out of the tunnel may begin a connection."""
+    """`addresses` are the server's own in the tunnel, the first of each tunnel network, and `direct_addresses` those of its
+    second device, the second of each; `firewall` is what the nft table is
+    made of: nothing that comes out of the tunnel may begin a connection, until sidecars are in."""
 
     policy: Policy
     addresses: tuple[IPAddress, ...]
@@ -22,10 +23,11 @@ class Charter:
     ranges: tuple[IPNetwork, ...]
     mtu_bytes: int
     persistent_keepalive_s: int
-    firewall: str
+    firewall: Firewall
+    direct_addresses: tuple[IPAddress, ...] = ()
 
 
-def charter(settings: Settings) -> Charter:
+def charter(settings: Settings, *, no_sidecars: str = "") -> Charter:
     protected = [(network, "the seed's own range") for network in settings.seed_networks]
     protected += [(network, "the tunnel's own network") for network in settings.tunnel_networks]
     return Charter(
@@ -37,18 +39,28 @@ def charter(settings: Settings) -> Charter:
             protected=tuple(protected),
             lifetime_s=min(float(settings.grant_lifetime_s), LIFETIME_MAX_S),
             shared_nodes=settings.shared_nodes,
+            access=settings.sidecar_ranges,
+            no_sidecars=no_sidecars,
         ),
         addresses=tuple(network[1] for network in settings.tunnel_networks),
         tunnel_networks=settings.tunnel_networks,
         ranges=tuple(dict.fromkeys(settings.shoot_networks())),
         mtu_bytes=settings.mtu_bytes,
         persistent_keepalive_s=settings.persistent_keepalive_s,
-        firewall=render(
-            Firewall(
-                devices=frozenset({settings.ifname}),
-                sources=frozenset(settings.tunnel_networks + settings.shoot_networks()),
-                local_ports=frozenset({settings.wireguard_port}),
-                mtu_bytes=settings.mtu_bytes,
-            )
+        firewall=Firewall(
+            devices=frozenset({settings.ifname, *([settings.direct_ifname] if settings.direct_endpoints else [])}),
+            sources=frozenset(settings.tunnel_networks + settings.shoot_networks()),
+            local_ports=frozenset({settings.wireguard_port}),
+            mtu_bytes=settings.mtu_bytes,
+            doors=_doors(settings),
+            hub=settings.ifname,
         ),
+        direct_addresses=tuple(network[2] for network in settings.tunnel_networks),
     )
+
+
+def _doors(settings: Settings) -> frozenset[Door]:
+    """The direct device is for the seed's own pods, where it is known which those are."""
+    if not settings.direct_endpoints or not settings.seed_networks:
+        return frozenset()
+    return frozenset({Door(settings.direct_port, frozenset(settings.seed_networks))})

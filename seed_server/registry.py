@@ -13,21 +13,21 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from agent.identity import Identity, Role
-from agent.messages import VERSION_MAX, VERSION_MIN, Enroll, Offer, Refuse
+from agent.messages import DIRECT, STREAM, VERSION_MAX, VERSION_MIN, Enroll, Facts, Offer, Refuse
 from agent.model import IPAddress, IPNetwork, Peer, PresharedKey, PublicKey
+from seed_server.access import Access, reach
 from seed_server.assignment import PART_BITS, parts_within
 from seed_server.claims import Claims
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-STREAM = "stream"  # the name of the device whose packets travel on the stream
-
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What this control plane declared. `protected` pairs a prefix with where it comes from, for the refusal's sentence.
-    `shared_nodes`: a client may offer to reach all nodes, which counts for those that have no client of their own."""
+    `shared_nodes`: a client may offer to reach all nodes, which counts for those that have no client of their own.
+    `no_sidecars` is why no sidecar can be served here, empty when they can."""
 
     control_plane: str
     nodes: tuple[IPNetwork, ...]
@@ -35,14 +35,24 @@ class Policy:
     services: tuple[IPNetwork, ...]
     protected: tuple[tuple[IPNetwork, str], ...]
     lifetime_s: float
-    roles: frozenset[Role] = frozenset({Role.SHOOT_CLIENT})
+    roles: frozenset[Role] = frozenset({Role.SHOOT_CLIENT, Role.SIDECAR})
     shared_nodes: bool = False
+    access: tuple[Access, ...] = ()
+    no_sidecars: str = ""
 
     def declared(self, kind: str) -> tuple[IPNetwork, ...]:
         return {"nodes": self.nodes, "pods": self.pods, "services": self.services}[kind]
 
     def ranges(self) -> tuple[IPNetwork, ...]:
         return self.nodes + self.pods + self.services
+
+    def reach(self, identity: Identity) -> tuple[IPNetwork, ...] | None:
+        """The ranges to which this identity may open connections; None for a sidecar that no rule names."""
+        if identity.role is not Role.SIDECAR:
+            return ()
+        return reach(
+            self.access, identity.name, (("nodes", self.nodes), ("pods", self.pods), ("services", self.services))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,9 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One admitted client. `own` it carries alone; `shared` it could carry, assignment decides. Times are monotonic."""
+    """One admitted client. `own` it carries alone; `shared` it could carry, assignment decides; `routes` it may reach, which
+    only a sidecar has. `direct_key` is that of its second device, None for none, and `path` the device that it sends by
+    and wants to be answered by. Times are monotonic."""
 
     identity: Identity
     public_key: PublicKey
@@ -69,18 +81,30 @@ class Client:
     stream: int | None
     stream_lost_at: float | None = None
     software: str = ""
+    routes: tuple[IPNetwork, ...] = ()
+    direct_key: PublicKey | None = None
+    path: str = ""
+
+    @property
+    def keys(self) -> tuple[PublicKey, ...]:
+        return (self.public_key,) if self.direct_key is None else (self.public_key, self.direct_key)
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """`clients` by identity text, `holders` is who has which public key. `adopted` are peers found on the device at start, kept until `adopted_until` so that a
-    restarted server interrupts nobody; a client that enrols again takes its place."""
+    """`clients` by identity text, `holders` is who has which public key. `adopted` are peers found on the device at start,
+    kept until `adopted_until` so that a restarted server interrupts nobody; a client that enrols again takes its place.
+    `known` is which sidecar had which address then, as the IPAM says; `adopted_direct` are the peers of the second device,
+    and `direct_routes` the addresses that were answered by it."""
 
     clients: Mapping[str, Client] = field(default_factory=lambda: MappingProxyType({}))
     holders: Mapping[PublicKey, str] = field(default_factory=lambda: MappingProxyType({}))
     claims: Claims = field(default_factory=Claims)  # the `own` prefixes of all clients
     adopted: tuple[Peer, ...] = ()
     adopted_until: float = 0.0
+    adopted_direct: tuple[Peer, ...] = ()
+    direct_routes: frozenset[IPNetwork] = frozenset()
+    known: Mapping[IPAddress, Identity] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +114,7 @@ class Admitted:
 
 
 def precheck(
-    registry: Registry, policy: Policy, server_key: PublicKey, identity: Identity, enroll: Enroll
+    registry: Registry, policy: Policy, server_keys: frozenset[PublicKey], identity: Identity, enroll: Enroll
 ) -> Refuse | None:
     """All reasons to turn a client away that need no address. None: go on to commit an address, then `admit`."""
     if enroll.version_min > VERSION_MAX or enroll.version_max < VERSION_MIN:
@@ -106,18 +130,31 @@ def precheck(
     if identity.role not in policy.roles:
         allowed = ", ".join(sorted(role.value for role in policy.roles))
         return Refuse("role", f"role {identity.role.value} may not enrol here; allowed: {allowed}")
-    key = dict(enroll.public_keys).get(STREAM)
-    if key is None:
+    if identity.role is Role.SIDECAR and policy.no_sidecars:
+        return Refuse("forwarding", policy.no_sidecars)
+    if policy.reach(identity) is None:
+        return Refuse("access", f"no rule of this server's sidecar_ranges names {identity.name}")
+    return _judge_keys(registry, server_keys, identity, enroll)
+
+
+def _judge_keys(
+    registry: Registry, server_keys: frozenset[PublicKey], identity: Identity, enroll: Enroll
+) -> Refuse | None:
+    keys = dict(enroll.public_keys)
+    if STREAM not in keys:
         return Refuse("key", f"no public key for the device {STREAM!r}")
-    if key == server_key:
-        return Refuse("key", "this public key is the server's own")
-    holder = registry.holders.get(key, str(identity))
-    if holder != str(identity):
-        return Refuse(
-            "key",
-            f"this public key is held by {holder}: every client needs a key of its own",
-            retry_after_s=60.0,
-        )
+    if keys[STREAM] == keys.get(DIRECT):
+        return Refuse("key", "both devices have the same public key: each needs a key of its own")
+    for key in keys.values():
+        if key in server_keys:
+            return Refuse("key", "this public key is the server's own")
+        holder = registry.holders.get(key, str(identity))
+        if holder != str(identity):
+            return Refuse(
+                "key",
+                f"this public key is held by {holder}: every client needs a key of its own",
+                retry_after_s=60.0,
+            )
     return None
 
 
@@ -148,17 +185,20 @@ def admit(
         expires_at=now + policy.lifetime_s,
         stream=stream,
         software=enroll.software,
+        routes=policy.reach(identity) or (),
+        direct_key=dict(enroll.public_keys).get(DIRECT) if identity.role is Role.SIDECAR else None,
+        path=enroll.path,
     )
     return Admitted(_with(registry, client), client)
 
 
-def update_offer(registry: Registry, policy: Policy, identity: Identity, offer: Offer) -> Admitted | None:
+def update_facts(registry: Registry, policy: Policy, identity: Identity, facts: Facts) -> Admitted | None:
     """The client's facts changed. None: it is not in."""
     before = registry.clients.get(str(identity))
     if before is None:
         return None
-    own, shared, refused = _judge(registry, policy, identity, offer)
-    client = replace(before, own=own, shared=shared, refused=refused)
+    own, shared, refused = _judge(registry, policy, identity, facts.offer)
+    client = replace(before, own=own, shared=shared, refused=refused, path=facts.path)
     return Admitted(_with(registry, client), client)
 
 
@@ -173,10 +213,11 @@ def stream_down(registry: Registry, key: str, stream: int, now: float) -> Regist
 def expire(registry: Registry, now: float) -> Registry:
     """Without those whose grants ended, and without adopted peers that nobody claimed in time."""
     ended = [c for c in registry.clients.values() if c.expires_at <= now]
-    adopted = registry.adopted if now < registry.adopted_until else ()
-    if not ended and adopted == registry.adopted:
+    late = now >= registry.adopted_until and bool(registry.adopted or registry.adopted_direct)
+    if not ended and not late:
         return registry
-    return replace(without(registry, ended), adopted=adopted)
+    registry = without(registry, ended)
+    return replace(registry, adopted=(), adopted_direct=()) if late else registry
 
 
 def without(registry: Registry, gone: Iterable[Client]) -> Registry:
@@ -186,12 +227,15 @@ def without(registry: Registry, gone: Iterable[Client]) -> Registry:
     for client in gone:
         claims = claims.replace(client.identity, ())
         clients.pop(str(client.identity), None)
-        holders.pop(client.public_key, None)
+        for key in client.keys:
+            holders.pop(key, None)
     return replace(registry, clients=MappingProxyType(clients), holders=MappingProxyType(holders), claims=claims)
 
 
 def next_expiry(registry: Registry) -> float | None:
-    times = [c.expires_at for c in registry.clients.values()] + ([registry.adopted_until] if registry.adopted else [])
+    times = [c.expires_at for c in registry.clients.values()] + (
+        [registry.adopted_until] if registry.adopted or registry.adopted_direct else []
+    )
     return min(times, default=None)
 
 
@@ -201,11 +245,11 @@ def _with(registry: Registry, client: Client) -> Registry:
     clients = _copy(registry.clients)
     clients[key] = client
     holders, claims = registry.holders, registry.claims
-    if before is None or before.public_key != client.public_key:
+    if before is None or before.keys != client.keys:
         others = _copy(holders)
-        if before is not None:
-            others.pop(before.public_key, None)
-        others[client.public_key] = key
+        for held in before.keys if before is not None else ():
+            others.pop(held, None)
+        others.update(dict.fromkeys(client.keys, key))
         holders = MappingProxyType(others)
     if before is None or before.own != client.own:
         claims = claims.replace(client.identity, client.own)
@@ -224,6 +268,9 @@ def _judge(
     shared: list[IPNetwork] = []
     refused: list[Refusal] = []
     for kind, prefix in _kinds(offer):
+        if identity.role is not Role.SHOOT_CLIENT:
+            refused.append(Refusal(prefix, "role", f"{prefix}: a {identity.role.value} carries nothing"))
+            continue
         may_share = _may_share(policy, kind, prefix)
         refusal = _refusal(policy, kind, prefix, may_share)
         refusal = refusal or (None if may_share else _taken(registry.claims, identity, prefix))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from agent.canary import Target
 from agent.carrier.api import Stats, Up
-from agent.health import Judgement, duration, judge_server
+from agent.health import Judgement, canary_is_fresh, duration, judge_server
+from agent.identity import Role
+from agent.messages import DIRECT
 from agent.model import IPNetwork, PeerStatus
 from agent.pulse import Pulse, Standing
 from agent.status import PathHealth, PeerHealth, RangeHealth
@@ -19,8 +21,9 @@ from seed_server.registry import Client, Registry
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was observed: canaries by tunnel address, pulses by identity text, WireGuard's counters by public key, streams by number. `wall` is the
-    time of day for WireGuard's handshake times, `now` the monotonic time for all others."""
+    """What was observed: canaries by tunnel address, pulses by identity text, WireGuard's counters by public key, streams by
+    number; of the direct device too. `wall` is the time of day for WireGuard's handshake times, `now` the monotonic time for
+    all others."""
 
     canaries: Mapping[str, Target]
     pulses: Mapping[str, Pulse]
@@ -31,15 +34,19 @@ class Seen:
     turned_away: str
     wall: float
     now: float
+    direct_canaries: Mapping[str, Target] = field(default_factory=dict)
+    direct_statuses: Iterable[PeerStatus] = ()
 
 
 def peers(registry: Registry, carries: Carries, seen: Seen) -> tuple[PeerHealth, ...]:
     """One row per client, by name."""
-    status = {s.public_key: s for s in seen.statuses}
+    status = {s.public_key: s for s in (*seen.statuses, *seen.direct_statuses)}
     rows = []
     for key, client in sorted(registry.clients.items()):
-        wg = status.get(client.public_key)
-        canary = seen.canaries.get(str(client.addresses[0])) if client.addresses else None
+        is_direct = client.path == DIRECT and client.direct_key is not None
+        wg = status.get(client.direct_key if is_direct and client.direct_key else client.public_key)
+        canaries = seen.direct_canaries if is_direct else seen.canaries
+        canary = canaries.get(str(client.addresses[0])) if client.addresses else None
         handshake = wg.latest_handshake if wg else None
         pulse = seen.pulses.get(key)
         rows.append(
@@ -47,13 +54,15 @@ def peers(registry: Registry, carries: Carries, seen: Seen) -> tuple[PeerHealth,
                 name=client.identity.name,
                 addresses=tuple(map(str, client.addresses)),
                 prefixes=tuple(map(str, _collapsed(carries.get(key, ())))),
-                path=_path(client, seen.streams),
+                path="direct UDP" if is_direct else _path(client, seen.streams),
                 handshake_age_s=max(0.0, seen.wall - handshake) if handshake is not None else None,
                 canary_age_s=canary.age_s(seen.now) if canary else None,
                 rtt_s=canary.rtt_s if canary else None,
                 rx_bytes=wg.rx_bytes if wg else 0,
                 tx_bytes=wg.tx_bytes if wg else 0,
                 refused=tuple(r.text for r in client.refused),
+                role=client.identity.role.value,
+                reaches=tuple(map(str, client.routes)),
                 standing=pulse.standing.name.lower() if pulse else "",
                 reason=_reason(pulse, seen.now) if pulse else "",
             )
@@ -114,5 +123,22 @@ def path(seen: Seen, mtu_bytes: int) -> PathHealth:
     )
 
 
+def direct_path(seen: Seen, mtu_bytes: int, port: int) -> PathHealth:
+    """All sidecars that are reached by UDP together."""
+    crossing = sum(canary_is_fresh(target.age_s(seen.now)) for target in seen.direct_canaries.values())
+    statuses = tuple(seen.direct_statuses)
+    return PathHealth(
+        transport=DIRECT,
+        via=f"UDP port {port}",
+        state="up" if crossing else "down",
+        detail=f"{crossing} of {len(seen.direct_canaries)} answer",
+        mtu_bytes=mtu_bytes,
+        rx_bytes=sum(status.rx_bytes for status in statuses),
+        tx_bytes=sum(status.tx_bytes for status in statuses),
+    )
+
+
 def judge(rows: tuple[PeerHealth, ...], carried: tuple[RangeHealth, ...], seen: Seen) -> Judgement:
-    return judge_server(rows, carried, host=seen.host_error, turned_away=seen.turned_away)
+    # Sidecars come and go with the pods that they are in: whether the shoot can be reached is not theirs to say.
+    clients = tuple(row for row in rows if row.role == Role.SHOOT_CLIENT.value)
+    return judge_server(clients, carried, host=seen.host_error, turned_away=seen.turned_away)

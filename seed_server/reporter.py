@@ -9,7 +9,7 @@ from agent.certificate import expires_in_s
 from agent.daemon import software
 from agent.health import Since
 from agent.identity import Role
-from agent.status import Counters, Counts, RoleStatus, Verdict
+from agent.status import Counters, Counts, PathHealth, RoleStatus, Verdict
 from agent.wireguard.choose import Choice
 from seed_server import report
 from seed_server.egress_link import EgressLink
@@ -39,6 +39,8 @@ class Reporter:
             turned_away=live.last_turned_away,
             wall=wall,
             now=now,
+            direct_canaries=server.direct.prober.targets if server.direct is not None else {},
+            direct_statuses=server.direct.statuses if server.direct is not None else (),
         )
         peers = report.peers(server.registry, server.carries, seen)
         ranges = report.ranges(server.charter, server.registry, server.carries)
@@ -56,7 +58,7 @@ class Reporter:
             epoch=server.plane.incarnation.epoch,
             backend=self._choice.kind.value,
             backend_reason=self._choice.reason,
-            paths=(report.path(seen, server.charter.mtu_bytes),),
+            paths=self._paths(seen),
             peers=peers,
             ranges=ranges,
             counters=Counters(
@@ -69,6 +71,11 @@ class Reporter:
             certificate_expires_in_s=expires_in_s(self._certificate, wall),
             egress=self._egress.health() if self._egress is not None else None,
         )
+
+    def _paths(self, seen: report.Seen) -> tuple[PathHealth, ...]:
+        server, mtu_bytes = self._server, self._server.charter.mtu_bytes
+        direct = () if server.direct is None else (report.direct_path(seen, mtu_bytes, server.direct.port),)
+        return (report.path(seen, mtu_bytes), *direct)
 
 
 def _counts(counter: dict[str, int]) -> Counts:

@@ -11,24 +11,26 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from agent.canary import TICK_S, Prober
 from agent.carrier.api import Close, Command, Down, Event, GetStats, Message, Send, Stats, Turned, Up
 from agent.dataplane import DataPlane
 from agent.engine import Pass
 from agent.errors import BadMessage, HostError, PoolExhausted, StoreError
-from agent.identity import Identity
+from agent.identity import Identity, Role
 from agent.keys import generate_preshared_key
-from agent.messages import Enroll, Facts, Refuse, encode, parse
+from agent.messages import STREAM, Enroll, Facts, Refuse, encode, parse
 from agent.model import IPAddress, PeerStatus, PresharedKey, PublicKey, Tunnel
-from agent.pulse import Standing
+from agent.pulse import Pulse, Standing
 from agent.run import spawn
 from seed_server import desired
 from seed_server.carrying import Carrying
 from seed_server.charter import Charter
-from seed_server.registry import STREAM, Admitted, Registry, admit, expire, precheck, stream_down, update_offer
+from seed_server.direct import DirectSide
+from seed_server.registry import Admitted, Registry, admit, expire, precheck, stream_down, update_facts
 
 log = logging.getLogger("rhizome.seed")
 
@@ -58,7 +60,8 @@ class Live:
 
 
 class SeedServer:
-    """One control plane's server. `run` returns when `stop` is set, and leaves the data plane running."""
+    """One control plane's server. `run` returns when `stop` is set, and leaves the data plane running. `known` is which
+    sidecar has which tunnel address, as the IPAM says at start."""
 
     def __init__(
         self,
@@ -69,16 +72,28 @@ class SeedServer:
         *,
         wireguard_port: int,
         resync_s: float,
+        known: Mapping[IPAddress, Identity] = MappingProxyType({}),
+        direct: DirectSide | None = None,
     ) -> None:
         self.charter = charter
+        self.direct = direct
         self.plane = plane
         self.live = Live()
         self.prober = Prober(time.monotonic)
-        self.registry = Registry()
+        self.registry = Registry(known=known)
         self.carrying = Carrying(charter.policy.ranges())
         if plane.adopted is not None:
-            self.registry = Registry(
-                adopted=tuple(plane.adopted.peers), adopted_until=time.monotonic() + ADOPTED_KEPT_S
+            self.registry = replace(
+                self.registry,
+                adopted=tuple(plane.adopted.peers),
+                adopted_until=time.monotonic() + ADOPTED_KEPT_S,
+            )
+        if direct is not None and direct.plane.adopted is not None:
+            self.registry = replace(
+                self.registry,
+                adopted_direct=tuple(direct.plane.adopted.peers),
+                adopted_until=time.monotonic() + ADOPTED_KEPT_S,
+                direct_routes=frozenset(route.dst for route in direct.plane.adopted_routes if not route.metric),
             )
         self._expected = {peer.public_key: peer for peer in self.registry.adopted}
         for key, peer in self._expected.items():
@@ -87,6 +102,8 @@ class SeedServer:
         self._allocate = allocate
         self._send = send
         self._peers = desired.Peers()
+        self._guests: dict[str, Pulse] = {}  # of sidecars, by tunnel address
+        self._early: dict[int, Facts | None] = {}  # by stream: what was said while its enroll was being judged
         self._enrolling = asyncio.Semaphore(ENROLLS_AT_ONCE)
         self.engine = plane.engine(self._desired, self._on_pass, resync_s)
 
@@ -98,6 +115,8 @@ class SeedServer:
         spawn(self._ask(), name="seed.canary", vital=True)
         await stop.wait()
         self.prober.close()
+        if self.direct is not None:
+            self.direct.prober.close()
 
     @property
     def carries(self) -> desired.Carries:
@@ -108,15 +127,17 @@ class SeedServer:
 
     def _desired(self) -> Tunnel:
         device = self.plane.device(listen_port=self._wireguard_port, mtu_bytes=self.charter.mtu_bytes)
-        return desired.tunnel(device, self.charter, self.registry, self.carries, self._peers)
+        second = desired.Second(self.direct.device(), self.direct.preshared_key) if self.direct is not None else None
+        return desired.tunnel(device, self.charter, self.registry, self.carries, self._peers, second)
 
     def _on_pass(self, done: Pass) -> None:
         self.live.last_pass = done
         self.live.steps.update(type(step).__name__ for step in done.steps)
-        if self.plane.is_new_incarnation(done):
+        anew = self.direct is not None and self.direct.on_pass(done)
+        if self.plane.is_new_incarnation(done) or anew:
             self.engine.wake()  # the alias carries the new epoch
             self._tell(self.registry.clients)
-        if done.error is None and (done.created or not self.prober.is_open):
+        if done.error is None and (self.plane.ifname in done.created or not self.prober.is_open):
             self.prober.open(self.plane.ifname, self.charter.addresses[0])
 
     def _commit(self, registry: Registry, changed: Iterable[str]) -> None:
@@ -128,8 +149,17 @@ class SeedServer:
             for address in known.addresses[:1] if known is not None else ():
                 if client is None or client.addresses[:1] != (address,):
                     self.prober.forget(str(address))
+                    self._guests.pop(str(address), None)
+                    if self.direct is not None:
+                        self.direct.prober.forget(str(address))
             if client is None:
                 self.carrying.drop(key)
+                continue
+            if client.identity.role is Role.SIDECAR:  # nobody stands by for it
+                for address in client.addresses[:1]:
+                    self.prober.watch(str(address), self._guests.setdefault(str(address), Pulse(now)))
+                if self.direct is not None:
+                    self.direct.watch(client, now)
                 continue
             expected = client.public_key in self._expected
             pulse = self.carrying.put(client, now, trusted=expected)
@@ -151,7 +181,8 @@ class SeedServer:
             if client.stream is None:
                 continue
             incarnation = self.plane.incarnation
-            grant = desired.grant(incarnation.public_key, incarnation.epoch, self.charter, client, now)
+            direct = self.direct.offer(client) if self.direct is not None else None
+            grant = desired.grant(incarnation.public_key, incarnation.epoch, self.charter, client, now, direct)
             self._send(Send(client.stream, encode(grant)))
 
     # What the carrier says
@@ -210,9 +241,13 @@ class SeedServer:
             self._send(Close(stream, str(exc)))
             return
         if isinstance(message, Enroll):
+            self._early[stream] = None
             spawn(self._enroll(stream, identity, message), name=f"seed.enroll.{stream}")
         elif isinstance(message, Facts):
-            admitted = update_offer(self.registry, self.charter.policy, identity, message.offer)
+            if stream in self._early:
+                self._early[stream] = message
+                return
+            admitted = update_facts(self.registry, self.charter.policy, identity, message)
             if admitted is not None:
                 self._admitted(admitted)
                 self._tell([str(identity)])
@@ -222,6 +257,11 @@ class SeedServer:
     async def _enroll(self, stream: int, identity: Identity, enroll: Enroll) -> None:
         async with self._enrolling:
             refuse = await self._admit(stream, identity, enroll)
+        facts = self._early.pop(stream, None)
+        if refuse is None and facts is not None:
+            admitted = update_facts(self.registry, self.charter.policy, identity, facts)
+            if admitted is not None:
+                self._admitted(admitted)
         if refuse is None:
             self._tell([str(identity)])
             return
@@ -237,7 +277,7 @@ class SeedServer:
 
     async def _admit(self, stream: int, identity: Identity, enroll: Enroll) -> Refuse | None:
         """None: the client is in and its peer stands on the device, or its stream has gone meanwhile."""
-        own_key = self.plane.incarnation.public_key
+        own_key = self._own_keys()
         if refuse := precheck(self.registry, self.charter.policy, own_key, identity, enroll):
             return refuse
         try:
@@ -261,6 +301,10 @@ class SeedServer:
             error = self.live.last_pass.error if self.live.last_pass else None
             return Refuse("not-ready", f"the server's device is not ready: {error or 'busy'}", retry_after_s=1.0)
         return None
+
+    def _own_keys(self) -> frozenset[PublicKey]:
+        planes = (self.plane, self.direct.plane) if self.direct is not None else (self.plane,)
+        return frozenset(plane.incarnation.public_key for plane in planes)
 
     def _admitted(self, admitted: Admitted) -> None:
         client = admitted.client
@@ -288,9 +332,16 @@ class SeedServer:
             await asyncio.sleep(TICK_S)
             self._judge(time.monotonic())
             self.prober.ask()
+            if self.direct is not None:
+                self.direct.prober.ask()
 
     def _judge(self, now: float) -> None:
-        """Who can be relied on; parts of those who cannot be move."""
+        """Who can be relied on; parts of those who cannot be move. Nobody relies on a sidecar, but a silent one is asked
+        less often."""
+        for pulse in self._guests.values():
+            pulse.judge(now)
+        if self.direct is not None:
+            self.direct.judge(now)
         version, moves = self.carrying.version, self.carrying.tally.moves
         for key in self.carrying.judge_all(now):
             pulse, name = self.carrying.pulses[key], self.registry.clients[key].identity.name
@@ -319,4 +370,6 @@ class SeedServer:
         except HostError as exc:
             log.debug("cannot read the device: %s", exc, extra={"event": "device.unreadable"})
             return
+        if self.direct is not None:
+            await self.direct.look()
         self.live.statuses = device.statuses if device is not None else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from agent.kinds import (
     MODE,
     OWNER,
     PATH,
+    PORT,
     SECRET_PATH,
     HostPort,
     integer,
@@ -26,6 +27,7 @@ from agent.kinds import (
 from agent.model import IPAddress, IPNetwork
 from agent.role_settings import IDENTITY, NETWORKS, OPERATION, TRANSPORT, TUNNEL, RoleSettings
 from agent.settings import Rule, setting, settings
+from seed_server.access import ACCESS, Access
 
 EGRESS = "Egress proxy"
 
@@ -91,6 +93,29 @@ class Settings(RoleSettings):
         "let clients that offer a whole node range (`node_cidrs`) carry the nodes in it that have no client of their own",
         group=NETWORKS,
         default=False,
+    )
+    sidecar_ranges: tuple[Access, ...] = settings(
+        ACCESS,
+        "which sidecar may reach what: its name, in which * is any text, and all, nodes, pods, services or a network; "
+        "empty: every sidecar reaches everything; otherwise one that is not named here is not let in",
+        group=NETWORKS,
+    )
+
+    direct_endpoints: tuple[HostPort, ...] = settings(
+        LISTEN,
+        "addresses and ports at which sidecars reach the UDP port of the direct device, in order of preference, such as the "
+        "cluster IP of a Service; empty: sidecars use the stream only",
+        group=TRANSPORT,
+    )
+    direct_port: int = setting(PORT, "UDP port of the direct device", group=TUNNEL, default=51821)
+    direct_ifname: str = setting(IFNAME, "name of the direct device", group=TUNNEL, default="rz-seed-direct")
+    direct_secret: Path | None = setting(
+        SECRET_PATH,
+        "file with at least 32 secret bytes that the keys of the direct device are derived from, so that they stay the same when "
+        "the server starts anew; empty: they are derived from tls_key",
+        group=TUNNEL,
+        default=None,
+        file=True,
     )
 
     egress_listen: tuple[HostPort, ...] = settings(
@@ -187,12 +212,34 @@ class Settings(RoleSettings):
                 ("node_networks", "pod_networks", "service_networks"), "all empty: nothing could be reached; give one"
             )
         yield from self._check_shoot_networks()
+        yield from self._check_sidecars()
+        yield from self._check_direct()
         yield from self._check_egress()
         for theirs in self.seed_networks:
             for ours in self.tunnel_networks:
                 if ours.overlaps(theirs):
                     text = f"{ours} overlaps {theirs}: choose another tunnel network"
                     yield Rule(("tunnel_networks", "seed_networks"), text)
+
+    def _check_sidecars(self) -> Iterator[Rule]:
+        for rule in self.sidecar_ranges:
+            target = rule.target
+            if not isinstance(target, str) and not any(
+                target.version == network.version and target.subnet_of(network)  # type: ignore[arg-type]
+                for network in self.shoot_networks()
+            ):
+                yield Rule(("sidecar_ranges",), f"{rule}: {target} is in none of the shoot's ranges: declare it first")
+
+    def _check_direct(self) -> Iterator[Rule]:
+        if self.direct_ifname == self.ifname:
+            yield Rule(("ifname", "direct_ifname"), "two devices need two names")
+        if self.direct_endpoints and self.direct_port == self.wireguard_port:
+            yield Rule(("wireguard_port", "direct_port"), "two devices need two ports")
+        for endpoint in self.direct_endpoints:
+            if not endpoint.port or ip_address(endpoint.host).is_unspecified:
+                yield Rule(
+                    ("direct_endpoints",), f"{endpoint} is nowhere: name an address and a port that sidecars can reach"
+                )
 
     def _check_egress(self) -> Iterator[Rule]:
         if self.egress_listen and self.egress_client_ca is None:

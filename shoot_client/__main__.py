@@ -13,21 +13,21 @@ from pathlib import Path
 from agent.carrier.api import DialConfig, Proxy
 from agent.carrier.proxyenv import proxy_from_environment
 from agent.cli.flags import load
+from agent.client.client import Client
+from agent.client.reporter import Reporter
 from agent.daemon import base, carrier, configure_logging, health, software
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
 from agent.exits import Exit
-from agent.guard import guard_routes
+from agent.guard import Refusal, guard_routes
 from agent.identity import Identity, Role
 from agent.messages import Offer
 from agent.model import IPNetwork
 from agent.protected import find_protected
 from agent.run import run_command, run_daemon, spawn
 from shoot_client import desired, facts
-from shoot_client.client import ShootClient
 from shoot_client.nodeapi import follow
 from shoot_client.nodeobject import NodeFacts
-from shoot_client.reporter import Reporter
 from shoot_client.settings import Settings
 
 log = logging.getLogger("rhizome.shoot")
@@ -54,13 +54,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`."""
     facts_of = Facts(settings)
     async with base(settings, Role.SHOOT_CLIENT) as on, carrier(settings, dial_config(settings)) as link:
-        client = ShootClient(
-            node(settings),
+        client = Client(
+            desired.ShootRole(node(settings)),
             on.plane,
             facts_of.offer,
             link.send,
             guard,
             control_plane=settings.control_plane,
+            wireguard_port=settings.wireguard_port,
             mtu_bytes=settings.mtu_bytes,
             resync_s=settings.resync_s,
             software=software(),
@@ -69,7 +70,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             spawn(facts_of.watch_file(client.set_offer), name="shoot.facts")
         if settings.node_object:
             follow(facts_of.node_name, settings.kubeconfig, lambda found: facts_of.found(found, client.set_offer))
-        reporter = Reporter(client, settings.control_plane, on.choice, settings.tls_certificate)
+        reporter = Reporter(client, Role.SHOOT_CLIENT, settings.control_plane, on.choice, settings.tls_certificate)
         async with health(settings, reporter.status):
             await client.run(link.events(), stop)
 
@@ -97,9 +98,9 @@ def node(settings: Settings) -> desired.Node:
     return desired.Node(settings.masquerade, settings.wireguard_port, settings.masquerade_exempt)
 
 
-def guard(networks: tuple[IPNetwork, ...]) -> tuple[tuple[IPNetwork, str], ...]:
+def guard(networks: Sequence[IPNetwork]) -> tuple[Refusal, ...]:
     """The server is trusted with its own tunnel network, not with this node's way to the rest of the world."""
-    return tuple((refusal.network, str(refusal)) for refusal in guard_routes(networks, find_protected()).refused)
+    return guard_routes(networks, find_protected()).refused
 
 
 class Facts:

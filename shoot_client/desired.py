@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface, ip_network
 
+from agent.client.role import KEEPALIVE_S, View, server_key
 from agent.firewall import Firewall, render
 from agent.messages import Grant
-from agent.model import Device, Endpoint, IPAddress, IPNetwork, Peer, PublicKey, Route, Tunnel
+from agent.model import Device, Endpoint, IPAddress, IPNetwork, Peer, Route, Tunnel
+from shoot_client.facts import own_addresses
 from shoot_client.gateway import forwarded, sysctls
-
-STREAM = "stream"  # the name of the device whose packets travel on the stream
-KEEPALIVE_S = 25  # when the server names none: a stream that is taken over must be heard of (WireGuard whitepaper 6.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +23,17 @@ class Node:
     masquerade_exempt: tuple[IPNetwork, ...] = ()
 
 
-def server_key(grant: Grant) -> PublicKey | None:
-    """The server's key for the device of the stream; None if it names none (a newer server that has no such path)."""
-    return dict(grant.public_keys).get(STREAM)
+@dataclass(frozen=True, slots=True)
+class ShootRole:
+    """A shoot node as `agent.client.role.ClientRole`."""
+
+    node: Node
+
+    def routed(self, grant: Grant) -> tuple[IPNetwork, ...]:
+        return grant.tunnel_networks
+
+    def tunnel(self, device: Device, view: View) -> Tunnel:
+        return tunnel(device, self.node, view.grant, view.relay, view.refused, own_addresses(view.offer))
 
 
 def tunnel(

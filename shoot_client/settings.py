@@ -20,17 +20,15 @@ from agent.kinds import (
     PORT,
     PROXY,
     SECRET_PATH,
-    SERVER_NAME,
-    TARGET,
     HostPort,
 )
 from agent.model import IPAddress, IPNetwork
-from agent.role_settings import NETWORKS, OPERATION, TRANSPORT, TUNNEL, RoleSettings
+from agent.role_settings import NETWORKS, OPERATION, TRANSPORT, TUNNEL, DialSettings
 from agent.settings import Rule, setting, settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(RoleSettings):
+class Settings(DialSettings):
     """Settings of one shoot client, which runs on one node."""
 
     PROGRAM: ClassVar[str] = "rhizome-shoot-client"
@@ -46,13 +44,6 @@ class Settings(RoleSettings):
     # Nodes are full of WireGuard on 51820 (wg-quick, Calico, Kilo) and its neighbours (flannel, NetBird, Cilium 51871).
     wireguard_port: int = setting(PORT, "UDP port of the device", group=TUNNEL, default=51877)
 
-    server: HostPort = setting(TARGET, "the seed server, or the SNI proxy in front of it", group=TRANSPORT)
-    server_name: str | None = setting(
-        SERVER_NAME,
-        "name sent as SNI and checked in the server's certificate; empty: the host of `server`",
-        group=TRANSPORT,
-        default=None,
-    )
     proxies: tuple[HostPort, ...] = settings(
         PROXY, "HTTP CONNECT proxies to go through, nearest first", group=TRANSPORT
     )
@@ -119,10 +110,6 @@ class Settings(RoleSettings):
         optional=True,
     )
 
-    def sni(self) -> str:
-        """The name the server must prove."""
-        return self.server_name or self.server.host
-
     def proxy_chain(self) -> tuple[Proxy, ...]:
         """The configured proxies, nearest first. The first gets the credentials, the last the headers."""
         last = len(self.proxies) - 1
@@ -138,7 +125,7 @@ class Settings(RoleSettings):
         )
 
     def check(self) -> Iterator[Rule]:
-        yield from RoleSettings.check(self)
+        yield from DialSettings.check(self)
         for name in ("proxy_headers", "proxy_credentials_file"):
             if getattr(self, name) and not self.proxies and not self.proxy_from_environment:
                 yield Rule((name, "proxies"), "there is no proxy to send it to: give `proxies`")

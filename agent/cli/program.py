@@ -1,4 +1,7 @@
-"""A program of sub-commands: each is a module with `arguments(parser)` and `run(arguments) -> int`, imported when it is used."""
+"""A program of sub-commands: each is a module with `arguments(parser)` and `run(arguments) -> int`, imported when it is used.
+
+A module that has `run_words(words) -> int` instead reads its command line by itself: it is a role with settings.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,8 @@ class Program:
         if command is None:
             raise ConfigError(f"no sub-command {name[:32]!r}{nearest(name, self.commands)}; see `{self.name} --help`")
         module = import_module(command.module)
+        if hasattr(module, "run_words"):
+            return int(module.run_words(rest))
         own = Parser(
             prog=f"{self.name} {name}",
             description=command.about,

@@ -122,7 +122,7 @@ def render(status: RoleStatus, *, colour: bool = False) -> str:
 def _path(path: PathHealth) -> Sequence[str]:
     return (
         path.transport,
-        path.state,
+        path.state + ("" if path.in_use else ", standby"),
         f"{path.via} ({path.detail})" if path.detail else path.via,
         _ms(path.rtt_s),
         _age(path.handshake_age_s),
@@ -141,7 +141,8 @@ def _peer(peer: PeerHealth) -> Sequence[str]:
         _ms(peer.rtt_s),
         _age(peer.handshake_age_s),
         " ".join(peer.addresses),
-        _first(peer.prefixes) + (f" (refused: {_first(peer.refused)})" if peer.refused else ""),
+        (f"may reach {_first(peer.reaches)}" if peer.reaches else _first(peer.prefixes))
+        + (f" (refused: {_first(peer.refused)})" if peer.refused else ""),
         _size(peer.rx_bytes),
         _size(peer.tx_bytes),
     )
@@ -174,6 +175,8 @@ def _facts(status: RoleStatus) -> list[str]:
             facts.append(f"{name}: {_counts(counts)}")
     if counters.moves:
         facts.append(f"shared prefixes moved: {counters.moves}")
+    if counters.path_moves:
+        facts.append(f"changes of path: {counters.path_moves}")
     if counters.reconnects:
         facts.append(f"reconnects: {counters.reconnects}")
     if status.version:

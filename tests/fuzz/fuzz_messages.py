@@ -49,7 +49,7 @@ def grant(rng: random.Random) -> dict[str, Any]:
         "mtu": rng.choice((1280, 1420, 9000)),
         "keepalive_s": rng.randrange(65536),
         "lifetime_s": rng.uniform(0, 3600),
-        "endpoints": [["192.0.2.1", 51820]],
+        "direct": {"public_key": KEY, "epoch": "e", "servers": ["192.168.128.2"], "endpoints": [["192.0.2.1", 51821]]},
         "preshared_key": rng.choice((None, SECRET, SECRET + "x", SECRET[:-4])),
     }
 

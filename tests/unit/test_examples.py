@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+import agent.sidecar.settings
 import seed_server.settings
 import shoot_client.settings
 from agent.__main__ import main
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 ROLES: dict[str, type[BaseSettings]] = {
     "seed-server": seed_server.settings.Settings,
     "shoot-client": shoot_client.settings.Settings,
+    "sidecar": agent.sidecar.settings.Settings,
 }
 #: Files of `rhizome-ipam` are run by tests/unit/ipam/cli.
 FILES = sorted(path.name for path in (ROOT / "examples").glob("*.toml") if path.name != "pools.toml")
@@ -37,6 +39,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["pki", "init", "--dir", pki, "--control-plane", "shoot--garden--a"]) == 0
     assert main(["pki", "server", "--dir", pki, "--dns", "vpn.example"]) == 0
     assert main(["pki", "client", "--dir", pki, "--name", "node-1"]) == 0
+    assert main(["pki", "sidecar", "--dir", pki, "--name", "kube-apiserver"]) == 0
     (place / "pki" / "proxy-credentials").write_text("user:password\n")
     return place
 
@@ -82,7 +85,9 @@ def test_the_commands_in_the_head_of_a_file(
     for line in Path("examples", name).read_text().splitlines():
         if line.startswith("#   rhizome-"):
             program, *words = shlex.split(line.removeprefix("#"))
-            if program == "rhizome-agent":
+            if words[0] == "sidecar":
+                load(ROLES["sidecar"], words[1:], env={})
+            elif program == "rhizome-agent":
                 assert main([*words, "--force"]) == 0
             else:
                 load(ROLES[program.removeprefix("rhizome-")], words, env={})
@@ -95,8 +100,10 @@ def test_the_examples_in_help(
     """With --print-config added: everything but the daemon itself."""
     monkeypatch.chdir(directory)
     for example in role.EXAMPLES:
-        program, *words = shlex.split(example)
-        assert program == role.PROGRAM
+        program = role.PROGRAM.split()
+        words = shlex.split(example)
+        assert words[: len(program)] == program
+        words = words[len(program) :]
         with pytest.raises(SystemExit, match="0"):
             load(role, [*words, "--print-config"], env={})
         assert "shoot--garden--a" in capsys.readouterr().out

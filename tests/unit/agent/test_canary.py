@@ -108,7 +108,7 @@ async def test_late_answers_count_and_stale_or_forged_ones_do_not(pair: tuple[Pr
 
 async def test_the_responder_ignores_everything_else(pair: tuple[Prober, Responder]) -> None:
     _, responder = pair
-    for payload in (b"", b"x" * 12, b"rzC!" + bytes(8), b"rzC?" + bytes(100)):
+    for payload in (b"", b"x" * 12, b"rzC!" + bytes(8), b"rzC?" + bytes(7)):
         responder._asked(payload, ("127.0.0.1", 9))
     assert responder.asked_at is None
 
@@ -173,3 +173,18 @@ def test_one_that_was_never_heard_of_is_not_asked_often_for_ever() -> None:
     target.asked_at.append(0.0)
     target.pulse.asked(0.0)
     assert not target.is_due(EAGER_S) and target.is_due(INTERVAL_S)
+
+
+async def test_a_long_question_gets_an_answer_as_long(clock: Clock) -> None:
+    """What a path's MTU swallows is not taken for a path that works."""
+    prober, responder = Prober(clock, 1372), Responder(clock)
+    sent: list[bytes] = []
+    prober._port.send = responder._port.send = lambda payload, to: sent.append(payload)  # type: ignore[method-assign]
+    prober.watch("192.0.2.1", Pulse(clock.now))
+    prober.ask()
+    responder._asked(sent[0], ("192.0.2.9", 1))
+    assert [len(payload) for payload in sent] == [1372, 1372]
+    prober._answered(sent[1][:12], ("192.0.2.1", PORT))
+    assert prober.targets["192.0.2.1"].answered == 0
+    prober._answered(sent[1], ("192.0.2.1", PORT))
+    assert prober.targets["192.0.2.1"].answered == 1

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import ConfigError
-from agent.firewall import COUNTERS, Firewall, render
+from agent.firewall import COUNTERS, Door, Firewall, Transit, render
 from agent.model import IPNetwork
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "firewall"
@@ -41,6 +41,20 @@ CASES = {
         masquerade=networks("100.96.3.0/24", "100.64.0.0/13", "2001:db8:3::/64"),
         unmasked=networks("100.64.8.0/24", "2001:db8:3::8/125"),
         local_ports=frozenset({51820}),
+    ),
+    "transit": Firewall(
+        devices=frozenset({"rz-direct", "rz-seed"}),
+        sources=networks(*TUNNEL, "10.250.0.0/16", "100.64.0.0/13"),
+        local_ports=frozenset({51820}),
+        doors=frozenset({Door(51821, networks("10.10.0.0/16", "fd00:10::/64"))}),
+        hub="rz-seed",
+        transits=frozenset(
+            {
+                Transit(networks("192.168.128.8/32", "fd8f::8/128"), networks("10.250.0.0/16", "100.64.0.0/13")),
+                Transit(networks("192.168.128.9/32", "fd8f::9/128"), networks("10.250.0.0/16")),
+                Transit(networks("192.168.128.10/32"), frozenset()),
+            }
+        ),
     ),
     "two_devices": Firewall(
         devices=frozenset({"rhizome0", "rhizome1"}),
@@ -76,7 +90,7 @@ def test_there_is_no_set_in_it() -> None:
 
 
 def test_every_counter_is_explained_and_counts_something() -> None:
-    text = render(CASES["node"])
+    text = render(CASES["node"]) + render(CASES["transit"])
     assert set(re.findall(r"^\tcounter (\w+) \{$", text, re.MULTILINE)) == set(COUNTERS)
     assert set(re.findall(r'counter name "(\w+)"', text)) == set(COUNTERS)
 

@@ -9,6 +9,7 @@ import pytest
 from agent.errors import BadMessage
 from agent.messages import (
     MESSAGE_MAX_BYTES,
+    Direct,
     Drain,
     Enroll,
     Facts,
@@ -36,7 +37,14 @@ GRANT = Grant(
     mtu_bytes=1420,
     persistent_keepalive_s=20,
     lifetime_s=3600.0,
-    endpoints=(Endpoint(ip_address("192.0.2.1"), 51820),),
+    routes=networks(["10.250.0.0/16"]),
+    direct=Direct(
+        PublicKey(b"d" * 32),
+        "e2",
+        (ip_address("192.168.128.2"),),
+        (Endpoint(ip_address("192.0.2.1"), 51821),),
+        PresharedKey(b"q" * 32),
+    ),
     preshared_key=PresharedKey(b"k" * 32),
 )
 
@@ -44,7 +52,7 @@ GRANT = Grant(
 @pytest.mark.parametrize(
     "message",
     [
-        Enroll(KEYS, OFFER, software="rhizome 0.1.0"),
+        Enroll(KEYS, OFFER, software="rhizome 0.1.0", path="direct"),
         GRANT,
         Refuse("version", "too old", None),
         Refuse("busy", "later", 3.5),
@@ -103,8 +111,11 @@ def test_a_wrong_field_is_named(change: dict[str, Any], word: str) -> None:
         {"lifetime_s": 3601},
         {"lifetime_s": "1"},
         {"addresses": ["fe80::1%lo"]},
-        {"endpoints": [["192.0.2.1"]]},
-        {"endpoints": [["192.0.2.1", 0]]},
+        {"direct": 1},
+        {"direct": {}},
+        {"direct": {"public_key": "x"}},
+        {"direct": {"public_key": str(PublicKey(b"d" * 32)), "endpoints": [["192.0.2.1"]]}},
+        {"direct": {"public_key": str(PublicKey(b"d" * 32)), "endpoints": [["192.0.2.1", 0]]}},
         {"preshared_key": "short"},
         {"refused": [["only one"]]},
     ],

@@ -64,6 +64,7 @@ def test_every_field_is_there_and_counts_are_objects_even_when_empty() -> None:
         "reconnects": 0,
         "failovers": {},
         "moves": 0,
+        "path_moves": 0,
     }
     assert data["paths"][0]["drops"] == {}
 

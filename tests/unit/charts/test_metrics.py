@@ -13,6 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.carrier.api import Stats
+from agent.client.reporter import Reporter as ClientReporter
 from agent.identity import Role
 from agent.metrics import exposition
 from agent.model import PeerStatus, PublicKey
@@ -20,7 +21,6 @@ from agent.pki import issue, make_ca
 from agent.status import EgressHealth
 from lab.helm import CHARTS, ROOT, SEED, SHOOT
 from seed_server.reporter import Reporter as SeedReporter
-from shoot_client.reporter import Reporter as ShootReporter
 
 KEY = PublicKey(b"k" * 32)
 METRIC = re.compile(r"\b(?:rhizome|process)_[a-z0-9_]+")
@@ -54,9 +54,17 @@ STATS = Stats(1, 2, 3, 4, 5, (("cap", 1),), rtt_s=0.01, queue_delay_s=0.001)
 
 def seed_status(certificate: Path) -> Any:
     """One client that answers. What stands in for the server has just what its reporter reads."""
-    identity = SimpleNamespace(name="n1")
+    identity = SimpleNamespace(name="n1", role=Role.SHOOT_CLIENT)
     client = SimpleNamespace(
-        identity=identity, public_key=KEY, addresses=("192.168.128.2",), stream=1, refused=(), expires_at=60.0
+        identity=identity,
+        public_key=KEY,
+        addresses=("192.168.128.2",),
+        stream=1,
+        refused=(),
+        expires_at=60.0,
+        routes=(),
+        path="",
+        direct_key=None,
     )
     live = SimpleNamespace(
         last_pass=None, statuses=(PeerStatus(KEY, None, 1.0, 2, 3),), stats=STATS, last_turned_away="",
@@ -68,7 +76,7 @@ def seed_status(certificate: Path) -> Any:
         live=live, prober=SimpleNamespace(targets={"192.168.128.2": SimpleNamespace(age_s=lambda now: 0.1, rtt_s=0.01)}),
         carrying=SimpleNamespace(pulses={}, tally=SimpleNamespace(failovers={"silent": 1}, moves=1)),
         registry=SimpleNamespace(clients={"n1": client}), carries={}, charter=SimpleNamespace(policy=policy, mtu_bytes=1420),
-        plane=SimpleNamespace(ifname="rz-seed", incarnation=SimpleNamespace(epoch="e1")),
+        plane=SimpleNamespace(ifname="rz-seed", incarnation=SimpleNamespace(epoch="e1")), direct=None,
     )  # fmt: skip
     egress = EgressHealth(("[::]:9443",), dials=(("dial ok", 1),), latency=(("0.001", 1), ("inf", 0)))
     choice = SimpleNamespace(kind=SimpleNamespace(value="kernel"), reason="")
@@ -77,7 +85,7 @@ def seed_status(certificate: Path) -> Any:
 
 
 def shoot_status(certificate: Path) -> Any:
-    grant = SimpleNamespace(servers=(), carries=(), refused=(), epoch="e1")
+    grant = SimpleNamespace(servers=(), carries=(), refused=(), routes=(), epoch="e1")
     live = SimpleNamespace(
         last_pass=None, up=SimpleNamespace(via="SNI"), dial_failed=None, status=PeerStatus(KEY, None, 1.0, 2, 3),
         stats=STATS, refused=(), steps={"AddRoute": 1}, reconnects=1,
@@ -85,10 +93,10 @@ def shoot_status(certificate: Path) -> Any:
     session = SimpleNamespace(stream=1, grant=grant, refusal=None, expires_in_s=lambda now: 1800.0)
     client = SimpleNamespace(
         live=live, session=session, responder=SimpleNamespace(age_s=lambda now: 0.1), mtu_bytes=1420,
-        plane=SimpleNamespace(ifname="rz-shoot"),
+        plane=SimpleNamespace(ifname="rz-shoot"), direct=None,
     )  # fmt: skip
     choice = SimpleNamespace(kind=SimpleNamespace(value="kernel"), reason="")
-    reporter: Any = ShootReporter(client, "a", choice, certificate)  # type: ignore[arg-type]
+    reporter: Any = ClientReporter(client, Role.SHOOT_CLIENT, "a", choice, certificate)  # type: ignore[arg-type]
     return reporter.status()
 
 

@@ -1,11 +1,14 @@
 """From the registry to the hub device, and to each client's grant."""
 
+import re
 from dataclasses import replace
 from ipaddress import ip_address
 
+from agent.firewall import Firewall, render
 from agent.identity import Identity, Role
-from agent.model import Device, Peer, PresharedKey, PrivateKey, PublicKey, networks
+from agent.model import Device, Peer, PresharedKey, PrivateKey, PublicKey, Tunnel, networks
 from agent.plan import check
+from seed_server.access import parse
 from seed_server.assignment import parts
 from seed_server.carrying import Carrying
 from seed_server.charter import Charter
@@ -19,7 +22,7 @@ CHARTER = Charter(
     ranges=networks(["10.250.0.0/16", "100.64.0.0/13"]),
     mtu_bytes=1420,
     persistent_keepalive_s=25,
-    firewall="table inet rhizome {}",
+    firewall=Firewall(frozenset({"rz-seed"}), frozenset(networks(["192.168.128.0/17"])), hub="rz-seed"),
 )
 DEVICE = Device("rz-seed", PrivateKey(b"k" * 32), listen_port=51820)
 
@@ -60,7 +63,7 @@ def test_every_declared_range_is_routed_even_when_nobody_carries_it() -> None:
         ("10.250.0.0/16", "192.168.128.1"),
         ("100.64.0.0/13", "192.168.128.1"),
     }
-    assert want.firewall == CHARTER.firewall
+    assert want.firewall == render(CHARTER.firewall)
 
 
 def test_a_client_gets_its_addresses_and_what_it_carries() -> None:
@@ -102,3 +105,54 @@ def test_a_grant_says_what_the_client_needs_and_how_long_it_lasts() -> None:
     assert told.servers == CHARTER.addresses and told.tunnel_networks == CHARTER.tunnel_networks
     assert told.refused == (("0.0.0.0/0", "words"),)
     assert grant(PublicKey(b"s" * 32), "e7", CHARTER, n1, now=4000.0).lifetime_s == 0.0
+
+
+def sidecar(name: str, number: int, routes: str) -> Client:
+    one = client(name, number)
+    return replace(one, identity=Identity("cp", Role.SIDECAR, name), routes=networks(routes.split()))
+
+
+def transits(want: Tunnel) -> dict[str, set[str]]:
+    """Initiator -> what it may open connections to, as the firewall's text has it."""
+    assert want.firewall is not None
+    chains = {m[1]: m[2] for m in re.finditer(r"chain (\w+) \{\n(.*?)\t\}", want.firewall, re.DOTALL)}
+    found = {}
+    for line in chains["transit"].splitlines():
+        words = line.split()
+        found[words[2]] = {rule.split()[4] for rule in chains[words[-1]].splitlines() if "transit_passes" in rule}
+    return found
+
+
+def test_a_sidecar_opens_connections_to_its_own_ranges_and_a_client_to_none() -> None:
+    reg = registry(
+        client("n1", 2, own="10.250.0.2/32"),
+        sidecar("api", 8, "10.250.0.0/16 100.64.0.0/13"),
+        sidecar("prometheus", 9, "10.250.0.0/16"),
+    )
+    want = tunnel(DEVICE, CHARTER, reg, {"spiffe://cp/shoot-client/n1": networks(["10.250.0.2/32"])})
+    check(want)
+    all_of_it, nodes = {"10.250.0.0/16", "100.64.0.0/13"}, {"10.250.0.0/16"}
+    assert transits(want) == {
+        "192.168.128.8": all_of_it,
+        "fd8f::8": all_of_it,
+        "192.168.128.9": nodes,
+        "fd8f::9": nodes,
+    }
+    assert want.sysctls == {("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")}
+    assert not tunnel(DEVICE, CHARTER, registry(client("n1", 2)), {}).sysctls
+
+
+def test_a_sidecar_that_was_in_before_a_restart_keeps_its_ranges_until_it_is_back() -> None:
+    own = networks(["192.168.128.8/32", "fd8f::8/128"])
+    adopted = (
+        Peer(PublicKey(b"a" * 32), frozenset(own)),
+        Peer(PublicKey(b"b" * 32), frozenset(networks(["192.168.128.2/32"]))),
+    )
+    known = {n.network_address: Identity("cp", Role.SIDECAR, "api") for n in own}
+    reg = replace(registry(adopted=adopted), known=known)
+    charter = replace(CHARTER, policy=replace(CHARTER.policy, access=(parse("api=services"),)))
+    services = {"100.64.0.0/13"}
+    assert transits(tunnel(DEVICE, charter, reg, {})) == {"192.168.128.8": services, "fd8f::8": services}
+    back = replace(sidecar("api", 8, "100.64.0.0/13"), public_key=PublicKey(b"a" * 32))
+    reg = replace(reg, clients={str(back.identity): back})
+    assert transits(tunnel(DEVICE, charter, reg, {})) == {"192.168.128.8": services, "fd8f::8": services}

@@ -6,8 +6,9 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from agent.identity import Identity, Role
-from agent.messages import Enroll, Offer, Refuse
+from agent.messages import Enroll, Facts, Offer, Refuse
 from agent.model import Peer, PresharedKey, PublicKey, networks
+from seed_server.access import parse
 from seed_server.registry import (
     Admitted,
     Policy,
@@ -17,7 +18,7 @@ from seed_server.registry import (
     next_expiry,
     precheck,
     stream_down,
-    update_offer,
+    update_facts,
 )
 
 CP = "shoot--garden--a"
@@ -134,9 +135,9 @@ def test_enrolling_again_keeps_the_preshared_key_of_the_same_key_only() -> None:
 
 
 def test_facts_of_a_stranger_are_nothing() -> None:
-    assert update_offer(Registry(), POLICY, who("n1"), offer("10.250.0.7/32")) is None
+    assert update_facts(Registry(), POLICY, who("n1"), Facts(offer("10.250.0.7/32"))) is None
     registry = enter(Registry(), "n1", offer()).registry
-    done = update_offer(registry, POLICY, who("n1"), offer("10.250.0.7/32 0.0.0.0/0"))
+    done = update_facts(registry, POLICY, who("n1"), Facts(offer("10.250.0.7/32 0.0.0.0/0")))
     assert (
         done is not None
         and done.client.own == networks(["10.250.0.7/32"])
@@ -167,14 +168,42 @@ def test_precheck_refuses_in_words() -> None:
     good = Enroll((("stream", key("n1")),), offer())
 
     def judged(identity: Identity, enroll: Enroll, registry: Registry | None = None) -> str | None:
-        return reason_of(precheck(registry or Registry(), POLICY, SERVER_KEY, identity, enroll))
+        return reason_of(precheck(registry or Registry(), POLICY, frozenset({SERVER_KEY}), identity, enroll))
 
     assert judged(who("n1"), good) is None
     assert judged(who("n1", control_plane="shoot--garden--b"), good) == "identity"
-    assert judged(who("n1", Role.SIDECAR), good) == "role"
+    assert judged(Identity("shoot--garden--a", Role.SEED_SERVER), good) == "role"
     assert judged(who("n1"), Enroll((), offer(), version_min=7, version_max=9)) == "version"
     assert judged(who("n1"), Enroll((("direct", key("n1")),), offer())) == "key"
     assert judged(who("n1"), Enroll((("stream", SERVER_KEY),), offer())) == "key"
     taken = enter(Registry(), "n1", offer()).registry
     assert judged(who("n2"), good, taken) == "key"
     assert judged(who("n1"), good, taken) is None
+
+
+def test_a_sidecar_carries_nothing_whatever_it_offers() -> None:
+    enroll = Enroll(
+        (("stream", key("api")),),
+        Offer(networks(["10.250.0.2/32"]), networks(["100.96.1.0/24"]), networks(["100.64.0.0/13"])),
+    )
+    admitted = admit(Registry(), POLICY, who("api", Role.SIDECAR), enroll, (), PSK, 1, 0.0)
+    assert admitted.client.own == admitted.client.shared == ()
+    assert [refusal.reason for refusal in admitted.client.refused] == ["role"] * 3
+    assert set(admitted.client.routes) == set(POLICY.ranges())
+    assert admit(Registry(), POLICY, who("n1"), enroll, (), PSK, 1, 0.0).client.routes == ()
+
+
+def test_a_sidecar_that_no_rule_names_is_turned_away_and_so_are_all_where_nothing_can_be_forwarded() -> None:
+    enroll = Enroll((("stream", key("api")),), Offer())
+    ruled = replace(POLICY, access=(parse("prometheus-*=nodes"),))
+    assert reason_of(precheck(Registry(), ruled, frozenset({SERVER_KEY}), who("api", Role.SIDECAR), enroll)) == "access"
+    assert (
+        reason_of(precheck(Registry(), ruled, frozenset({SERVER_KEY}), who("prometheus-0", Role.SIDECAR), enroll))
+        is None
+    )
+    assert reason_of(precheck(Registry(), ruled, frozenset({SERVER_KEY}), who("n1"), enroll)) is None
+    stuck = replace(POLICY, no_sidecars="ip_forward is 0")
+    assert (
+        reason_of(precheck(Registry(), stuck, frozenset({SERVER_KEY}), who("api", Role.SIDECAR), enroll))
+        == "forwarding"
+    )

@@ -15,6 +15,7 @@ from agent.errors import PoolExhausted, StoreError
 from agent.fakes.host import FakeHost
 from agent.fakes.netstack import FakeNetStack
 from agent.fakes.wireguard import FakeWireGuard
+from agent.firewall import Firewall
 from agent.identity import Identity, Role
 from agent.messages import Drain, Enroll, Facts, Grant, Offer, Refuse, encode, parse
 from agent.model import IPAddress, PublicKey, networks
@@ -39,7 +40,7 @@ CHARTER = Charter(
     ranges=networks(["10.250.0.0/16", "100.96.0.0/11", "100.64.0.0/13"]),
     mtu_bytes=1420,
     persistent_keepalive_s=25,
-    firewall="table inet rhizome {}",
+    firewall=Firewall(frozenset({"rz-seed"}), frozenset(networks(["192.168.128.0/17"])), hub="rz-seed"),
 )
 
 

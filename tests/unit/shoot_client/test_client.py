@@ -9,17 +9,18 @@ from ipaddress import ip_address
 import pytest
 
 from agent.carrier.api import Close, Command, DialFailed, Down, Event, Message, Ready, Send, Up
+from agent.client.client import Client
 from agent.dataplane import DataPlane
 from agent.fakes.host import FakeHost
 from agent.fakes.netstack import FakeNetStack
 from agent.fakes.wireguard import FakeWireGuard
+from agent.guard import Reason, Refusal
 from agent.identity import Identity, Role
 from agent.messages import Enroll, Facts, Grant, Offer, Refuse, encode, parse
-from agent.model import Endpoint, IPNetwork, PresharedKey, PublicKey, networks
+from agent.model import Endpoint, PresharedKey, PublicKey, networks
 from agent.run import cancel_all
 from agent.session import State
-from shoot_client.client import ShootClient
-from shoot_client.desired import Node
+from shoot_client.desired import Node, ShootRole
 
 CP = "shoot--garden--a"
 SERVER = str(Identity(CP, Role.SEED_SERVER))
@@ -45,10 +46,10 @@ OFFER = Offer(networks(["10.250.0.2/32"]), networks(["100.96.1.0/24"]))
 class Rig:
     host: FakeHost
     wg: FakeWireGuard
-    client: ShootClient
+    client: Client
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     sent: list[Command] = field(default_factory=list)
-    forbidden: tuple[tuple[IPNetwork, str], ...] = ()
+    forbidden: tuple[Refusal, ...] = ()
 
     def hear(self, *events: Event) -> None:
         for event in events:
@@ -75,13 +76,14 @@ class Rig:
 async def _rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
     plane = await DataPlane.open(wg, FakeNetStack(host), "rz-shoot", "shoot-client")
     rig = Rig(host, wg, None)  # type: ignore[arg-type]
-    rig.client = ShootClient(
-        Node(True, 51877),
+    rig.client = Client(
+        ShootRole(Node(True, 51877)),
         plane,
         OFFER,
         rig.sent.append,
-        lambda asked: tuple(pair for pair in rig.forbidden if pair[0] in asked),
+        lambda asked: tuple(refusal for refusal in rig.forbidden if refusal.network in asked),
         control_plane=CP,
+        wireguard_port=51877,
         mtu_bytes=1420,
         resync_s=60.0,
         software="test",
@@ -159,7 +161,7 @@ async def test_a_refusal_ends_it_at_once(rig: Rig) -> None:
 
 
 async def test_the_server_cannot_route_what_this_node_needs(rig: Rig) -> None:
-    rig.forbidden = ((networks(["192.168.128.0/17"])[0], "it would capture the gateway"),)
+    rig.forbidden = (Refusal(networks(["192.168.128.0/17"])[0], Reason.CAPTURES),)
     rig.connect()
     await rig.until("rig.client.live.refused and KEY in rig.peers")
     await rig.client.engine.settled()

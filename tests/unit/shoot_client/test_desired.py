@@ -3,10 +3,11 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+from agent.client.role import KEEPALIVE_S
 from agent.messages import Grant
 from agent.model import Device, Endpoint, PresharedKey, PrivateKey, PublicKey, Tunnel, networks
 from agent.plan import check
-from shoot_client.desired import KEEPALIVE_S, Node, tunnel
+from shoot_client.desired import Node, tunnel
 
 KEY = PublicKey(b"s" * 32)
 GRANT = Grant(

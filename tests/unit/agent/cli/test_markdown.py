@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import agent.sidecar.settings
 import seed_server.settings
 import shoot_client.settings
 from agent.cli.markdown import page
 from agent.settings import specs
 
-ROLES = [seed_server.settings.Settings, shoot_client.settings.Settings]
+ROLES = [seed_server.settings.Settings, shoot_client.settings.Settings, agent.sidecar.settings.Settings]
 PAGE = Path(__file__).parents[4] / "docs" / "configuration.md"
 
 

@@ -1,25 +1,27 @@
-"""Puts together, on demand, what a shoot client says about itself."""
+"""Puts together, on demand, what a client says about itself."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 from agent.certificate import expires_in_s
+from agent.client import report
+from agent.client.client import Client
 from agent.daemon import software
 from agent.health import Since
 from agent.identity import Role
 from agent.status import Counters, RoleStatus, Verdict
 from agent.wireguard.choose import Choice
-from shoot_client import report
-from shoot_client.client import ShootClient
 
 
 class Reporter:
     """One per process: it remembers since when the verdict stands."""
 
-    def __init__(self, client: ShootClient, control_plane: str, choice: Choice, certificate: Path) -> None:
+    def __init__(self, client: Client, role: Role, control_plane: str, choice: Choice, certificate: Path) -> None:
         self._client = client
+        self._role = role
         self._control_plane = control_plane
         self._choice = choice
         self._certificate = certificate
@@ -42,11 +44,12 @@ class Reporter:
             route_refused=live.refused,
             mtu_bytes=client.mtu_bytes,
             wall=wall,
+            direct=self._direct(now),
         )
         judgement = report.judge(seen)
         self._since = self._since.update(judgement.verdict, now)
         return RoleStatus(
-            role=Role.SHOOT_CLIENT.value,
+            role=self._role.value,
             control_plane=self._control_plane,
             ifname=client.plane.ifname,
             verdict=judgement.verdict,
@@ -57,9 +60,26 @@ class Reporter:
             epoch=session.grant.epoch if session.grant else "",
             backend=self._choice.kind.value,
             backend_reason=self._choice.reason,
-            paths=(report.path(seen),),
+            paths=report.paths(seen),
             peers=(report.server(seen),),
-            counters=Counters(repairs=tuple(sorted(live.steps.items())), reconnects=live.reconnects),
+            counters=Counters(
+                refused=tuple(sorted(Counter(refusal.reason.value for refusal in live.refused).items())),
+                repairs=tuple(sorted(live.steps.items())),
+                reconnects=live.reconnects,
+                path_moves=client.direct.ladder.moves if client.direct is not None else 0,
+            ),
             certificate_expires_in_s=expires_in_s(self._certificate, wall),
             grant_expires_in_s=session.expires_in_s(now),
+        )
+
+    def _direct(self, now: float) -> report.SeenDirect | None:
+        direct, grant = self._client.direct, self._client.session.grant
+        if direct is None:
+            return None
+        return report.SeenDirect(
+            in_use=direct.in_use,
+            offered=grant is not None and grant.direct is not None,
+            canary_age_s=direct.responder.age_s(now),
+            status=direct.status,
+            held_s=direct.ladder.held_until - now,
         )

@@ -1,4 +1,4 @@
-"""The shoot client: keeps the session with the seed server, and this node as the server's grant wants it.
+"""The side that dials: keeps the session with the seed server, and its host as the server's grant wants it.
 
 At start it touches nothing that it finds: a device of an earlier run keeps carrying packets until the server has spoken
 again, or until no grant can be valid any more.
@@ -18,25 +18,24 @@ from ipaddress import ip_address
 
 from agent.canary import Responder
 from agent.carrier.api import Close, Command, DialFailed, Down, Event, GetStats, Message, Ready, Stats, Up
+from agent.client.direct import TICK_S, DirectPath
+from agent.client.role import ClientRole, Guard, View, server_key
 from agent.dataplane import DataPlane
 from agent.engine import Pass
 from agent.errors import HostError
+from agent.guard import Refusal
 from agent.host import RemovePeer, SetPeer
 from agent.identity import Identity, Role
-from agent.messages import LIFETIME_MAX_S, Offer
-from agent.model import Endpoint, IPNetwork, PeerStatus, Tunnel
+from agent.messages import DIRECT, LIFETIME_MAX_S, STREAM, Offer
+from agent.model import Endpoint, IPAddress, PeerStatus, PublicKey, Tunnel
 from agent.run import spawn
 from agent.session import Session, State
-from shoot_client import desired
-from shoot_client.desired import STREAM, Node
-from shoot_client.facts import own_addresses
 
-log = logging.getLogger("rhizome.shoot")
+log = logging.getLogger("rhizome.client")
 
 BEAT_S = 1.0
 STATUS_EVERY = 3  # beats between two looks at WireGuard's counters
-#: The tunnel networks of a grant that would capture what this node needs, with words.
-Guard = Callable[[tuple[IPNetwork, ...]], tuple[tuple[IPNetwork, str], ...]]
+GUARD_EVERY = 10  # beats between two looks at what the host must reach without the tunnel
 
 
 @dataclass(slots=True)
@@ -51,59 +50,75 @@ class Live:
     last_pass: Pass | None = None
     reconnects: int = 0
     steps: Counter[str] = field(default_factory=Counter)  # applied by the engine, by kind
-    refused: tuple[tuple[IPNetwork, str], ...] = ()  # what the server wanted to route here and may not
+    refused: tuple[Refusal, ...] = ()  # what the server wanted to route here and may not
 
 
-class ShootClient:
-    """One node's client. `run` returns when `stop` is set, and leaves the data plane and the carrier running."""
+class Client:
+    """One host's client. `run` returns when `stop` is set, and leaves the data plane and the carrier running.
+
+    `direct` is its second path, None for a role that has none.
+    """
 
     def __init__(
         self,
-        node: Node,
+        role: ClientRole,
         plane: DataPlane,
         offer: Offer,
         send: Callable[[Command], None],
         guard: Guard,
         *,
         control_plane: str,
+        wireguard_port: int,
         mtu_bytes: int,
         resync_s: float,
         software: str,
+        direct: DirectPath | None = None,
     ) -> None:
-        self.node = node
+        self.role = role
         self.plane = plane
-        self.session = Session(((STREAM, plane.incarnation.public_key),), offer, software)
+        self.direct = direct
+        keys = [(STREAM, plane.incarnation.public_key)]
+        keys += [(DIRECT, direct.plane.incarnation.public_key)] if direct is not None else []
+        self.session = Session(tuple(keys), offer, software)
+        if direct is not None:
+            self.session.path = direct.ladder.path.value
         self.live = Live()
         self.responder = Responder(time.monotonic)
         self._server = Identity(control_plane, Role.SEED_SERVER)
         self.mtu_bytes = mtu_bytes
+        self._wireguard_port = wireguard_port
         self._send = send
         self._guard = guard
-        self._kicks = 0
+        self._kicks: Counter[str] = Counter()
+        self._listening_on: IPAddress | None = None  # the address of the canary's socket
         self._spoken = asyncio.Event()  # the server granted or refused
         self.engine = plane.engine(self._desired, self._on_pass, resync_s)
 
     async def run(self, events: AsyncIterator[Event], stop: asyncio.Event) -> None:
         """`events` are the carrier's."""
-        spawn(self._reconcile(), name="shoot.engine", vital=True)
-        spawn(self._listen(events), name="shoot.events", vital=True)
-        spawn(self._beat(), name="shoot.beat", vital=True)
+        spawn(self._reconcile(), name="client.engine", vital=True)
+        spawn(self._listen(events), name="client.events", vital=True)
+        spawn(self._beat(), name="client.beat", vital=True)
+        if self.direct is not None:
+            spawn(self._climb(self.direct), name="client.ladder", vital=True)
         await stop.wait()
         self.responder.close()
+        if self.direct is not None:
+            self.direct.responder.close()
 
     def set_offer(self, offer: Offer) -> None:
-        """The node's facts changed."""
+        """What this host could carry has changed."""
         self._say(self.session.set_offer(offer))
         self.engine.wake()
 
-    # What this node should be
+    # What this host should be
 
     def _desired(self) -> Tunnel:
-        device = self.plane.device(listen_port=self.node.wireguard_port, mtu_bytes=self.mtu_bytes)
-        refused = [network for network, _ in self.live.refused]
-        return desired.tunnel(
-            device, self.node, self.session.grant, self.live.relay, refused, own_addresses(self.session.offer)
-        )
+        device = self.plane.device(listen_port=self._wireguard_port, mtu_bytes=self.mtu_bytes)
+        refused = frozenset(refusal.network for refusal in self.live.refused)
+        grant = self.session.grant
+        direct = self.direct.view(grant, time.monotonic()) if self.direct is not None else None
+        return self.role.tunnel(device, View(grant, self.live.relay, refused, direct, self.session.offer))
 
     async def _reconcile(self) -> None:
         if self.plane.adopted is not None:
@@ -117,14 +132,27 @@ class ShootClient:
         self.live.steps.update(type(step).__name__ for step in done.steps)
         if self.plane.is_new_incarnation(done):
             self.engine.wake()
-        if self.session.grant is not None and done.error is None and (done.created or not self.responder.is_open):
+        if self.direct is not None and self.direct.on_pass(done, self.session.grant):
+            self.engine.wake()
+        if (
+            self.session.grant is not None
+            and done.error is None
+            and (self.plane.ifname in done.created or self._needs_canary())
+        ):
             self._open_canary()
-        elif any(isinstance(step, SetPeer) for step in done.steps):
+        elif any(isinstance(step, SetPeer) and step.ifname == self.plane.ifname for step in done.steps):
             self._poke()  # a new peer handshakes with its first packet
+
+    def _needs_canary(self) -> bool:
+        """It is closed, or listens on an address that is ours no more."""
+        grant = self.session.grant
+        return grant is not None and bool(grant.addresses) and self._listening_on != grant.addresses[0]
 
     def _open_canary(self) -> None:
         grant = self.session.grant
+        self._listening_on = None
         if grant is not None and grant.addresses and self.responder.open(self.plane.ifname, grant.addresses[0]):
+            self._listening_on = grant.addresses[0]
             self._poke()
 
     def _poke(self) -> None:
@@ -195,33 +223,51 @@ class ShootClient:
     def _granted(self) -> None:
         """The grant may have changed: check what it wants here, kick the peer if the server's device is a new one."""
         session = self.session
-        if session.grant is not None:
-            refused = self._guard(session.grant.tunnel_networks)
-            if refused != self.live.refused:
-                for network, text in refused:
-                    log.warning("the server may not route %s here: %s", network, text, extra={"event": "route.refused"})
-            self.live.refused = refused
-        if session.kicks != self._kicks:
-            self._kicks = session.kicks
-            spawn(self._kick(), name="shoot.kick")
+        self._ask_guard()
+        for path in session.kicks:
+            if session.kicks[path] != self._kicks[path]:
+                spawn(self._kick(path), name=f"client.kick.{path}")
+        self._kicks = session.kicks.copy()
         if session.grant is not None or session.state is State.REFUSED:
             self._spoken.set()
         self.engine.wake()
 
-    async def _kick(self) -> None:
+    def _ask_guard(self) -> None:
+        """The routes that the grant wants here are held against what this host must reach without the tunnel."""
+        if self.session.grant is None:
+            return
+        try:
+            refused = self._guard(self.role.routed(self.session.grant))
+        except HostError as exc:
+            log.warning("the routes stay as they are: %s", exc, extra={"event": "guard.failed"})
+            return
+        if refused == self.live.refused:
+            return
+        for refusal in refused:
+            if refusal not in self.live.refused:
+                log.warning("%s", refusal, extra={"event": "route.refused", "reason": refusal.reason.value})
+        self.live.refused = refused
+        self.engine.wake()
+
+    async def _kick(self, path: str) -> None:
         """Take the server's peer away; the engine sets it again, and a peer without a session handshakes with its first packet.
 
         WireGuard alone would notice after 15 s that the other side forgot the session (whitepaper 6.4).
         """
-        key = desired.server_key(self.session.grant) if self.session.grant else None
-        if key is not None:
-            log.info("the server's device is new: handshake at once", extra={"event": "epoch.changed"})
+        plane = self.plane if path == STREAM else self.direct.plane if self.direct is not None else None
+        key = self._server_key(path)
+        if key is not None and plane is not None:
+            log.info("the server's device is new: handshake at once", extra={"event": "epoch.changed", "path": path})
             try:
-                await self.plane.wg.apply([RemovePeer(self.plane.ifname, key)])
+                await plane.wg.apply([RemovePeer(plane.ifname, key)])
             except HostError as exc:
                 log.warning("kick: %s", exc, extra={"event": "kick.failed"})
             await self.engine.settled()
             self._poke()
+
+    def _server_key(self, path: str) -> PublicKey | None:
+        incarnations = self.session.grant.incarnations() if self.session.grant else {}
+        return incarnations[path][0] if path in incarnations else None
 
     def _say(self, commands: Iterable[Command]) -> None:
         for command in commands:
@@ -229,10 +275,20 @@ class ShootClient:
 
     # What time brings
 
+    async def _climb(self, direct: DirectPath) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            if direct.tick(self.session.grant, self.responder.age_s(now), now):
+                self._say(self.session.set_path(direct.ladder.path.value))
+                self.engine.wake()
+
     async def _beat(self) -> None:
         for beat in itertools.count():
             if beat % STATUS_EVERY == 0:
                 await self._look()
+            if beat % GUARD_EVERY == 0:
+                self._ask_guard()
             await asyncio.sleep(BEAT_S)
             had_grant = self.session.grant is not None
             self._say(self.session.tick(time.monotonic()))
@@ -250,6 +306,8 @@ class ShootClient:
         except HostError as exc:
             log.debug("cannot read the device: %s", exc, extra={"event": "device.unreadable"})
             return
-        key = desired.server_key(self.session.grant) if self.session.grant else None
+        key = server_key(self.session.grant) if self.session.grant else None
+        if self.direct is not None:
+            await self.direct.look(self.session.grant)
         statuses = device.statuses if device is not None else ()
         self.live.status = next((s for s in statuses if s.public_key == key), None)

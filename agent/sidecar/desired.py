@@ -1,0 +1,111 @@
+"""From a grant to a control-plane pod: its device, and routes to what it may reach of the shoot. Pure.
+
+There may be two devices, one for each path to the server, with the same addresses and the same allowed-ips. Nothing may begin in the tunnel and end in this pod: what comes out of it are answers, and the server's canary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import ip_interface, ip_network
+
+from agent.client.role import KEEPALIVE_S, DirectView, View, server_key
+from agent.firewall import Firewall, render
+from agent.messages import DIRECT, STREAM, Grant
+from agent.model import Device, IPNetwork, Peer, Route, Tunnel
+
+#: Metrics of the routes to the shoot: by the stream always, and by the direct device, which is preferred, while that works. A
+#: device that vanishes takes its routes along, and the others are there at once.
+ACTIVE, STANDBY = 10, 20
+
+
+def reachable(grant: Grant) -> tuple[IPNetwork, ...]:
+    """The server's own addresses in the tunnel, whose canary is answered, and the shoot's ranges. Not the addresses of other
+    clients: a sidecar has nothing to say to them."""
+    direct = grant.direct.servers if grant.direct is not None else ()
+    return tuple(dict.fromkeys((*map(ip_network, grant.servers), *map(ip_network, direct), *grant.routes)))
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarRole:
+    """A control-plane pod as `agent.client.role.ClientRole`."""
+
+    wireguard_port: int
+
+    def routed(self, grant: Grant) -> tuple[IPNetwork, ...]:
+        return reachable(grant)
+
+    def tunnel(self, device: Device, view: View) -> Tunnel:
+        grant = view.grant
+        second = (view.direct.device,) if view.direct is not None else ()
+        if grant is None:
+            return Tunnel((device, *second), firewall=self._firewall((device, *second), None, ()))
+        allowed = tuple(network for network in reachable(grant) if network not in view.refused)
+        shoot = [network for network in allowed if network in grant.routes]
+        servers = _servers(grant, view)
+        device = _equip(device, grant, _peers(grant, view, (*servers[STREAM], *shoot)))
+        routes = _routes(device, grant, servers[STREAM], 0) | _routes(device, grant, shoot, STANDBY)
+        if view.direct is not None:
+            direct = _equip(view.direct.device, grant, _direct_peers(view.direct, grant, (*servers[DIRECT], *shoot)))
+            second = (direct,)
+            routes |= _routes(direct, grant, servers[DIRECT], 0)
+            if view.direct.in_use and direct.peers:
+                routes |= _routes(direct, grant, shoot, ACTIVE)
+        devices = (device, *second)
+        return Tunnel(devices, routes, self._firewall(devices, grant, (*servers[STREAM], *servers[DIRECT], *shoot)))
+
+    def _firewall(self, devices: tuple[Device, ...], grant: Grant | None, networks: tuple[IPNetwork, ...]) -> str:
+        """Only the server may begin something here, and only at our own tunnel address: its canary."""
+        own = frozenset(map(ip_network, grant.addresses)) if grant else frozenset[IPNetwork]()
+        shoot = frozenset(grant.routes) if grant else frozenset[IPNetwork]()
+        return render(
+            Firewall(
+                devices=frozenset(device.ifname for device in devices),
+                sources=frozenset(networks),
+                initiators=frozenset(networks) - shoot,
+                destinations=own,
+                local_ports=frozenset({self.wireguard_port}),
+                mtu_bytes=min(device.mtu_bytes for device in devices),
+            )
+        )
+
+
+def _servers(grant: Grant, view: View) -> dict[str, tuple[IPNetwork, ...]]:
+    """The server's own addresses, by path: each path's canary comes from one of its own, and is answered on that path."""
+    found = {STREAM: grant.servers, DIRECT: ()}
+    if view.direct is not None and view.direct.direct is not None:
+        found[DIRECT] = view.direct.direct.servers
+    return {
+        path: tuple(n for n in map(ip_network, addresses) if n not in view.refused) for path, addresses in found.items()
+    }
+
+
+def _equip(device: Device, grant: Grant, peers: frozenset[Peer]) -> Device:
+    return replace(
+        device,
+        mtu_bytes=min(device.mtu_bytes, grant.mtu_bytes),
+        addresses=frozenset(ip_interface(f"{a}/{a.max_prefixlen}") for a in grant.addresses),
+        peers=peers,
+    )
+
+
+def _routes(device: Device, grant: Grant, networks: Iterable[IPNetwork], metric: int) -> frozenset[Route]:
+    source = {address.version: address for address in grant.addresses}
+    return frozenset(Route(n, device.ifname, source[n.version], metric) for n in networks if n.version in source)
+
+
+def _peers(grant: Grant, view: View, networks: tuple[IPNetwork, ...]) -> frozenset[Peer]:
+    key = server_key(grant)
+    if key is None:
+        return frozenset()
+    keepalive_s = grant.persistent_keepalive_s or KEEPALIVE_S
+    return frozenset({Peer(key, frozenset(networks), view.relay, grant.preshared_key, keepalive_s)})
+
+
+def _direct_peers(view: DirectView, grant: Grant, networks: tuple[IPNetwork, ...]) -> frozenset[Peer]:
+    """The keepalive also keeps the way through NAT and connection tracking open, of a Service's address for one."""
+    direct = view.direct
+    if direct is None or not direct.endpoints:
+        return frozenset()
+    keepalive_s = grant.persistent_keepalive_s or KEEPALIVE_S
+    return frozenset({Peer(direct.public_key, frozenset(networks), view.endpoint, direct.preshared_key, keepalive_s)})

@@ -1,0 +1,118 @@
+"""`rhizome-agent sidecar`: read the settings, put the parts together, run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address, ip_network
+
+from agent.carrier.api import DialConfig
+from agent.cli.flags import load
+from agent.client.client import Client
+from agent.client.direct import DirectPath
+from agent.client.reporter import Reporter
+from agent.client.role import Guard, View
+from agent.daemon import Base, base, carrier, configure_logging, health, retire, software
+from agent.dataplane import DataPlane
+from agent.dryrun import dry_run
+from agent.exits import Exit
+from agent.guard import Protected, Refusal, guard_routes
+from agent.identity import Identity, Role
+from agent.messages import Offer
+from agent.model import IPNetwork
+from agent.protected import find_protected
+from agent.run import run_daemon
+from agent.sidecar.desired import SidecarRole
+from agent.sidecar.settings import Settings
+
+#: What the alias of the direct path's device says.
+DEVICE_ROLE = f"{Role.SIDECAR.value}-direct"
+
+
+def run(words: Sequence[str]) -> int:
+    """`plan` as the first word: print what would be changed on this host, and change nothing."""
+    planning = list(words[:1]) == ["plan"]
+    settings = load(Settings, words[1:] if planning else words).settings
+    configure_logging(settings, Role.SIDECAR)
+    if planning:
+        return asyncio.run(_plan(settings))
+    return run_daemon(lambda stop: serve(settings, stop))
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run until `stop`."""
+    async with base(settings, Role.SIDECAR) as on, carrier(settings, dial_config(settings)) as link:
+        direct = await _direct_path(settings, on)
+        client = Client(
+            SidecarRole(settings.wireguard_port),
+            on.plane,
+            Offer(),
+            link.send,
+            guard(settings, lambda: _reached_at(client)),
+            control_plane=settings.control_plane,
+            wireguard_port=settings.wireguard_port,
+            mtu_bytes=settings.mtu_bytes,
+            resync_s=settings.resync_s,
+            software=software(),
+            direct=direct,
+        )
+        reporter = Reporter(client, Role.SIDECAR, settings.control_plane, on.choice, settings.tls_certificate)
+        async with health(settings, reporter.status):
+            await client.run(link.events(), stop)
+
+
+async def _direct_path(settings: Settings, on: Base) -> DirectPath | None:
+    """None when it is not wanted; then the device of an earlier run goes."""
+    if not settings.direct:
+        await retire(on, settings.direct_ifname)
+        return None
+    plane = await DataPlane.open(on.choice.backend, on.net, settings.direct_ifname, DEVICE_ROLE)
+    return DirectPath(plane, settings.mtu_bytes, time.monotonic())
+
+
+def _reached_at(client: Client) -> tuple[str, ...]:
+    """The server's addresses on the network under the tunnel."""
+    grant = client.session.grant
+    endpoints = grant.direct.endpoints if grant is not None and grant.direct is not None else ()
+    stream = client.live.up.peer.rpartition(":")[0].strip("[]").removeprefix("::ffff:") if client.live.up else ""
+    return tuple(filter(None, (stream, *(str(endpoint.address) for endpoint in endpoints))))
+
+
+def dial_config(settings: Settings) -> DialConfig:
+    """Straight to the server: it is in the same cluster."""
+    return DialConfig(
+        host=settings.server.host,
+        port=settings.server.port,
+        server_name=settings.sni(),
+        tls=settings.tls,
+        wireguard_port=settings.wireguard_port,
+        expected_identity=str(Identity(settings.control_plane, Role.SEED_SERVER)),
+    )
+
+
+def guard(settings: Settings, reached_at: Callable[[], Sequence[str]]) -> Guard:
+    """The server is trusted with the shoot's ranges, not with this pod's way to everything else. `reached_at` is where the
+    server is, outside of the tunnel, as far as that is known."""
+
+    def refusals(networks: Sequence[IPNetwork]) -> tuple[Refusal, ...]:
+        protected = [*find_protected(), *(Protected(n, "protected_networks") for n in settings.protected_networks)]
+        protected += [Protected(ip_network(ip_address(host)), "the seed server itself") for host in reached_at()]
+        return guard_routes(networks, protected).refused
+
+    return refusals
+
+
+async def _plan(settings: Settings) -> int:
+    """Everything but the device itself comes with the server's grant, so there is little to plan without one."""
+    async with base(settings, Role.SIDECAR) as on:
+        if on.plane.adopted is not None:
+            sys.stdout.write(
+                f"{settings.ifname} is ours and is kept as it is until the server has spoken; nothing to change\n"
+            )
+            return Exit.OK
+        device = on.plane.device(listen_port=settings.wireguard_port, mtu_bytes=settings.mtu_bytes)
+        code = await dry_run(on.plane, SidecarRole(settings.wireguard_port).tunnel(device, View(None)))
+        sys.stdout.write("then addresses, routes and peer as the server grants them\n")
+        return code

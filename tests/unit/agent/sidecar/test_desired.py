@@ -1,0 +1,76 @@
+"""A control-plane pod as its server's grant wants it."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+from agent.client.role import View
+from agent.messages import Grant
+from agent.model import Device, Endpoint, PresharedKey, PrivateKey, PublicKey, Tunnel, networks
+from agent.plan import check
+from agent.sidecar.desired import SidecarRole
+
+KEY = PublicKey(b"s" * 32)
+GRANT = Grant(
+    version=1,
+    epoch="e1",
+    public_keys=(("stream", KEY),),
+    addresses=(ip_address("192.168.128.8"), ip_address("fd8f::8")),
+    servers=(ip_address("192.168.128.1"), ip_address("fd8f::1")),
+    tunnel_networks=networks(["192.168.128.0/17", "fd8f::/96"]),
+    carries=networks(["10.9.0.0/16"]),  # a server that talks nonsense
+    refused=(),
+    mtu_bytes=1380,
+    persistent_keepalive_s=0,
+    lifetime_s=3600.0,
+    preshared_key=PresharedKey(b"p" * 32),
+    routes=networks(["10.250.0.0/16", "100.64.0.0/13", "fd00:30::/64"]),
+)
+DEVICE = Device("rz-sidecar", PrivateKey(b"k" * 32), listen_port=51878)
+RELAY = Endpoint(ip_address("127.0.0.1"), 4500)
+REACHED = {"192.168.128.1/32", "fd8f::1/128", "10.250.0.0/16", "100.64.0.0/13", "fd00:30::/64"}
+
+
+def tunnel(view: View) -> Tunnel:
+    want = SidecarRole(51878).tunnel(DEVICE, view)
+    check(want)
+    return want
+
+
+def test_it_routes_what_it_may_reach_and_nothing_of_its_fellow_clients() -> None:
+    want = tunnel(View(GRANT, RELAY))
+    (device,) = want.devices
+    (peer,) = device.peers
+    assert peer.public_key == KEY and peer.endpoint == RELAY and peer.preshared_key == GRANT.preshared_key
+    assert {str(n) for n in peer.allowed_ips} == REACHED
+    assert {str(r.dst) for r in want.routes} == REACHED
+    assert {str(r.source) for r in want.routes} == {"192.168.128.8", "fd8f::8"}
+    assert not want.sysctls, "it needs no write access to /proc/sys"
+
+
+def test_only_the_canary_may_begin_in_the_tunnel() -> None:
+    text = tunnel(View(GRANT, RELAY)).firewall
+    assert text is not None
+    begins = [line.strip() for line in text.splitlines() if "jump destinations" in line]
+    assert begins == ["ip saddr 192.168.128.1 jump destinations", "ip6 saddr fd8f::1 jump destinations"]
+    opened = [line.split()[4] for line in text.splitlines() if '"opened" accept' in line]
+    assert opened == ["192.168.128.8", "fd8f::8"]
+
+
+def test_what_the_guard_refused_is_left_out_and_the_others_stay() -> None:
+    refused = networks(["100.64.0.0/13"])
+    want = tunnel(View(GRANT, RELAY, frozenset(refused)))
+    assert {str(r.dst) for r in want.routes} == REACHED - {"100.64.0.0/13"}
+    assert {str(n) for n in next(iter(want.devices[0].peers)).allowed_ips} == REACHED - {"100.64.0.0/13"}
+    assert want.firewall is not None and "100.64" not in want.firewall
+
+
+def test_without_a_grant_the_device_stays_and_reaches_nothing() -> None:
+    want = tunnel(View(None))
+    assert want.devices == (DEVICE,) and not want.routes
+
+
+def test_a_grant_without_routes_reaches_only_the_server() -> None:
+    assert {str(r.dst) for r in tunnel(View(replace(GRANT, routes=()), RELAY)).routes} == {
+        "192.168.128.1/32",
+        "fd8f::1/128",
+    }
