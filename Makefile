@@ -5,7 +5,7 @@ PYTEST = .venv/bin/python -m pytest
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-kube down check test test-kube fuzz fmt bench docs clean
+.PHONY: help demo demo-kube down check test test-kube fuzz fmt bench soak docs clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1mmake %-9s\033[0m %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,10 @@ fmt: ## put all Python files into the one format
 bench: ## the benchmarks behind docs/benchmarks.md (root; NAMES="relay tunnel" for some)
 	@scripts/setup test
 	.venv/bin/python -m benchmarks $(NAMES)
+
+soak: ## the IPAM for long: a million steps of its state machine, 32 processes with kills; recorded in docs/benchmarks
+	@scripts/setup check
+	RHIZOME_SOAK_STEPS=1000000 RHIZOME_SOAK_OPERATIONS=10000 .venv/bin/python scripts/benchmarks.py record ipam_soak ipam_kills
 
 docs: ## write again the documentation that is made from the code
 	@scripts/setup check

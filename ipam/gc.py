@@ -46,10 +46,11 @@ class GarbageCollector:
         ledger = await self._book.ledger()
         self._candidates = mark(self._candidates, ledger, self._judged, await self._living(), monotonic)
         doomed = ripe(self._candidates, ledger, monotonic, self._grace_s)
+        if doomed:
+            alive = await self._living()  # once more, just before
+            doomed = tuple(allocation for allocation in doomed if allocation.owner not in alive)
         if not doomed:
             return Collected(len(self._candidates))
-        alive = await self._living()  # once more, just before
-        doomed = tuple(allocation for allocation in doomed if allocation.owner not in alive)
         withheld = () if force else too_many(doomed, self._book.policy.pools)
         if withheld:
             fields = {"event": "gc.withheld", "count": len(doomed)}
