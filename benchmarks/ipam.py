@@ -1,4 +1,7 @@
-"""The IPAM at 60,000 allocations in a /16: time per operation in memory and on disk, time to load, memory per allocation."""
+"""The IPAM at 60,000 allocations in a /16: time per operation in memory and on disk, time to load, memory per allocation.
+
+Rates by store, fill level and number of writers: ipam_stores.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,11 @@ async def _on_disk(path: Path, owners: list[Owner]) -> list[Figure]:
             times.append(time.perf_counter() - began)
     sync = median(_bare_appends(path.with_name("bare")))
     note = f"committed to disk, {TAKEN:,} there; baseline: append 250 bytes and sync"
+    rebuilt = _rebuild(owners)
     return [
+        Figure(
+            "ipam.rebuild_65000_s", rebuilt, "s", n=65_000, note="the ledger, out of the bytes of a file, in memory"
+        ),
         Figure("ipam.allocate_file_us", median(commits) * 1e6, "us", sync * 1e6, SAMPLES, note),
         Figure("ipam.allocate_file_p99_us", quantiles(commits, n=100)[98] * 1e6, "us", n=SAMPLES, note="the same, p99"),
         Figure(
@@ -114,6 +121,16 @@ async def _on_disk(path: Path, owners: list[Owner]) -> list[Figure]:
         ),
         Figure("ipam.load_s", load, "s", note=f"a new process reads a file of {TAKEN:,} allocations"),
     ]
+
+
+def _rebuild(owners: list[Owner]) -> float:
+    more = [Owner("shoot-client", "more", owner.name, owner.uid) for owner in owners[: 65_000 - TAKEN]]
+    data = b"".join(snapshot(_filled([*owners[:TAKEN], *more], DUAL)))
+    began = time.perf_counter()
+    replayed = replay(Ledger(), data, len(data))
+    seconds = time.perf_counter() - began
+    assert len(replayed.ledger) == 65_000
+    return seconds
 
 
 def _bare_appends(path: Path) -> Iterator[float]:

@@ -8,6 +8,7 @@ in its first line. Without it, only the page is written. No number on the page i
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -46,6 +47,11 @@ AIMS: tuple[tuple[str, str, float, str], ...] = (
     ("egress.mtls.up_mib_s:ratio", ">=", 2.0, "egress: one stream up, TLS, beside konnectivity"),
     ("egress.rss_1000_mib:ratio", "<=", 1.0, "egress: memory with 1,000 idle connections, beside konnectivity"),
     ("egress.uds.stalled_served_percent", ">=", 100.0, "egress: answered while others do not read"),
+    ("ipam.allocate_us", "<=", 50.0, "IPAM: one allocation in a /16 with 60,000 taken, in memory"),
+    ("ipam.rebuild_65000_s", "<=", 1.0, "IPAM: a ledger of 65,000 rebuilt"),
+    ("ipam.soak.memory.steps", ">=", 500_000, "IPAM: steps of its state machine in memory, no promise broken"),
+    ("ipam.processes.duplicates", "<=", 0, "IPAM: addresses with two owners, 32 processes being killed"),
+    ("ipam.processes.leaked_after_gc", "<=", 0, "IPAM: leaks after that and garbage collection"),
     ("routes.add_1000_s", "<=", 0.5, "1,000 routes"),
 )
 
@@ -76,6 +82,9 @@ def record(names: list[str]) -> None:
             "load": round(os.getloadavg()[1], 1),
         }
         (RECORD / f"{name}.jsonl").write_text(json.dumps(machine) + "\n" + done.stdout)
+        sys.path.insert(0, str(ROOT))
+        if plot := getattr(importlib.import_module(f"benchmarks.{name}"), "plot", None):
+            plot([json.loads(line) for line in done.stdout.splitlines()], RECORD / f"{name}.svg")
 
 
 def page() -> str:
@@ -102,6 +111,8 @@ def _benchmark(name: str, machine: dict[str, Any], rows: list[dict[str, Any]]) -
         f"`.venv/bin/python -m benchmarks {name}`, {machine['date']}, {machine['cores']} cores, Linux {machine['kernel']}, ",
     ]
     lines[-1] += f"Python {machine['python']}, load average {machine['load']}"
+    if (RECORD / f"{name}.svg").exists():
+        lines += ["", f"![{name}](benchmarks/{name}.svg)"]
     lines += ["", "| figure | value | unit | baseline | ratio | n | note |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         baseline, ratio = (f"{row[key]:g}" if row[key] is not None else "" for key in ("baseline", "ratio"))
