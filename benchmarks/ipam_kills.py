@@ -15,12 +15,13 @@ from lab.ipam import processes
 
 OPERATIONS = int(os.environ.get("RHIZOME_SOAK_OPERATIONS", "100"))
 PROCESSES = 32
-LIVES_S = 20.0
+#: In each slot, one after another.
+KILLS = 25
 
 
 def run() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="rhizome-soak-") as folder:
-        accounts = processes.run(Path(folder), PROCESSES, OPERATIONS, LIVES_S)
+        accounts = processes.run(Path(folder), PROCESSES, OPERATIONS, KILLS)
     what = f"{PROCESSES} processes on one file, {accounts.kills} of them killed, {accounts.seconds:.0f} s"
     yield Figure("ipam.processes.operations", accounts.operations, "operations", n=accounts.operations, note=what)
     yield Figure(

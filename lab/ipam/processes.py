@@ -28,6 +28,11 @@ from ipam.stores.file import FileStore
 from ipam.stores.log import HEADER_BYTES, history_path
 from ipam.usage import contradictions
 from lab.ipam.worker import POLICY, owner
+from lab.processes import LabError, wait_until
+
+#: More than a process can do before it is killed.
+_ENDLESS = 10**9
+_IDLE_MAX_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +70,32 @@ class _Told:
         return done
 
 
-def run(directory: Path, processes: int, operations: int, lives_s: float, seed: int = 1) -> Accounts:
-    """`lives_s`: a process lives half to one and a half times as long, the last one of each slot until it is done."""
+def run(directory: Path, processes: int, operations: int, kills: int, seed: int = 1) -> Accounts:
+    """So many slots, in each of which one process follows another: `kills` of them are killed, the last one ends what is left to do.
+
+    Raises LabError when a process ends by itself, or does nothing for two minutes.
+    """
     began, store = time.monotonic(), directory / "ledger"
-    kills: list[int] = []
 
     def slot(number: int) -> list[Path]:
         rng, done = random.Random(seed * 1000 + number), 0
-        said: list[Path] = []
-        while done < operations:
-            says = directory / f"{number}-{len(said)}.said"
-            said.append(says)
-            name = says.stem
-            argv = [sys.executable, "-m", "lab.ipam.worker", str(store), str(says), name, str(operations - done)]
-            process = subprocess.Popen([*argv, str(rng.getrandbits(32))], cwd=Path(__file__).parents[2])
-            try:
-                process.wait(rng.uniform(0.5, 1.5) * lives_s)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills.append(number)
-            if process.wait() not in (0, -signal.SIGKILL):
-                raise RuntimeError(f"worker {name} ended with {process.returncode}")
+        said = [directory / f"{number}-{life}.said" for life in range(kills + 1)]
+        for life, says in enumerate(said):
+            last, left = life == kills, max(0, operations - done)
+            share = rng.uniform(0.5, 1.5) * left / (kills + 1 - life)
+            argv = [sys.executable, "-m", "lab.ipam.worker", str(store), str(says), says.stem]
+            argv += [str(left if last else _ENDLESS), str(rng.getrandbits(32))]
+            with subprocess.Popen(argv, cwd=Path(__file__).parents[2]) as process:
+                try:
+                    if not last:
+                        _wait_for(process, says, share)
+                        time.sleep(rng.uniform(0.0, 0.02))
+                        process.kill()
+                    code = process.wait()
+                finally:
+                    process.kill()
+            if code != (0 if last else -signal.SIGKILL):
+                raise LabError(f"worker {says.stem} ended with {code}")
             done += _Told().read(says)
         return said
 
@@ -96,7 +106,20 @@ def run(directory: Path, processes: int, operations: int, lives_s: float, seed: 
     transactions, duplicates, seen = _replay(store)
     lost = sum(not set(blocks) <= seen.get(name, set()) for name, blocks in told.granted.items())
     leaked, after = asyncio.run(_leaks(store, told))
-    return Accounts(total, len(kills), transactions, duplicates, lost, leaked, after, time.monotonic() - began)
+    return Accounts(total, processes * kills, transactions, duplicates, lost, leaked, after, time.monotonic() - began)
+
+
+def _wait_for(process: subprocess.Popen[bytes], says: Path, operations: float) -> None:
+    """Until it has done so many, at least one."""
+    lines, moved = 0, time.monotonic()
+    wait_until(says.exists, f"{says} being there", timeout_s=_IDLE_MAX_S)
+    with says.open() as told:
+        while lines < max(1.0, operations):
+            if new := sum(line[0] in "+-" for line in told):
+                lines, moved = lines + new, time.monotonic()
+            elif process.poll() is not None or time.monotonic() - moved > _IDLE_MAX_S:
+                raise LabError(f"worker {says.stem} does nothing, exit code {process.returncode}")
+            time.sleep(0.02)
 
 
 def _replay(store: Path) -> tuple[int, int, dict[str, set[str]]]:

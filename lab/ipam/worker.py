@@ -21,7 +21,7 @@ from ipam.service import AddressBook
 
 POLICY = Policy(
     (Pool.tunnel(IPv4Network("10.0.0.0/16")), Pool.tunnel(IPv6Network("fd00::/96"))),
-    quarantine_s=1.0,  # so that addresses are used again and again
+    quarantine_s=0.2,  # so that addresses are used again and again
 )
 #: Calls that are made at once, and share a write if they can.
 AT_ONCE = 5
@@ -32,7 +32,7 @@ def owner(name: str) -> Owner:
 
 
 async def work(store: Path, says: Path, name: str, operations: int, seed: int) -> None:
-    ipam.stores.file.SPARE_LINES = 200  # so that the log is written anew often
+    ipam.stores.file.SPARE_LINES = 60  # so that the log is written anew often
     ipam.stores.file.LOCK_TIMEOUT_S = 120.0
     book, rng = AddressBook(ipam.stores.file.FileStore(store), POLICY, attempts=10_000), random.Random(seed)
     out = os.open(says, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -55,7 +55,7 @@ async def work(store: Path, says: Path, name: str, operations: int, seed: int) -
     while done < operations:
         batch: list[Coroutine[Any, Any, None]] = []
         for _ in range(min(AT_ONCE, operations - done)):
-            releasing = mine and (len(mine) > 20 or rng.random() < 0.45)
+            releasing = mine and (len(mine) > 10 or rng.random() < 0.45)
             batch.append(take(mine.pop(rng.randrange(len(mine)))) if releasing else give(f"{name}-{done + len(batch)}"))
         await asyncio.gather(*batch)
         done += len(batch)

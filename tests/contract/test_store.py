@@ -111,8 +111,7 @@ async def test_contending_writers_all_get_an_address_of_their_own(store: Store) 
 
 def test_processes_that_are_killed_at_any_moment_never_share_an_address(tmp_path: Path) -> None:
     """The same with 32 processes and 10,000 operations each is recorded: docs/benchmarks."""
-    accounts = processes.run(tmp_path, 3, 100, 0.8)
+    accounts = processes.run(tmp_path, 3, 200, kills=3)
     assert (accounts.duplicates, accounts.lost, accounts.leaked_after_gc) == (0, 0, 0)
-    assert accounts.operations == 300
-    assert accounts.kills >= 3
+    assert accounts.operations >= 600
     assert history_path(tmp_path / "ledger").exists()  # it was written anew in between
