@@ -19,6 +19,7 @@ from benchmarks.figure import Figure
 from ipam.allocate import allocate, release
 from ipam.ledger import Ledger
 from ipam.model import Owner, Policy, Pool
+from ipam.networks import Cluster, Plan, Range, Use
 from ipam.service import AddressBook
 from ipam.stores.file import FileStore
 from ipam.stores.log import replay, snapshot
@@ -61,6 +62,9 @@ def run() -> Iterator[Figure]:
     )
     with tempfile.TemporaryDirectory(prefix="rhizome-bench-ipam-") as folder:
         yield from asyncio.run(_on_disk(Path(folder, "ledger"), owners))
+    yield Figure(
+        "ipam.check_10000_seeds_s", _check_seeds(), "s", n=10_000, note="all rules of networks, in a tree of seeds"
+    )
 
 
 def _filled(owners: list[Owner], policy: Policy) -> Ledger:
@@ -130,6 +134,23 @@ def _rebuild(owners: list[Owner]) -> float:
     replayed = replay(Ledger(), data, len(data))
     seconds = time.perf_counter() - began
     assert len(replayed.ledger) == 65_000
+    return seconds
+
+
+def _check_seeds() -> float:
+    """A tree in which every seed is the shoot of another, each generation with the networks of its grandparents."""
+
+    def cluster(n: int) -> Cluster:
+        name, age = f"s{n}", n.bit_length() % 2
+        nodes = Range(IPv4Network(f"172.{16 + age}.{n % 250}.0/24"), Use.NODES, name, "nodes")
+        tunnel = Range(IPv4Network(f"10.{66 + age}.0.0/17"), Use.TUNNEL, name, "tunnel")
+        return Cluster(name, f"s{n // 2}" if n > 1 else "", (nodes,), (tunnel,))
+
+    plan = Plan.of(map(cluster, range(1, 10_001)))
+    began = time.perf_counter()
+    clashes = list(plan.clashes())
+    seconds = time.perf_counter() - began
+    assert not clashes
     return seconds
 
 

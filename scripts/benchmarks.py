@@ -49,6 +49,7 @@ AIMS: tuple[tuple[str, str, float, str], ...] = (
     ("egress.uds.stalled_served_percent", ">=", 100.0, "egress: answered while others do not read"),
     ("ipam.allocate_us", "<=", 50.0, "IPAM: one allocation in a /16 with 60,000 taken, in memory"),
     ("ipam.rebuild_65000_s", "<=", 1.0, "IPAM: a ledger of 65,000 rebuilt"),
+    ("ipam.check_10000_seeds_s", "<=", 1.0, "IPAM: the networks of 10,000 seeds checked"),
     ("ipam.soak.memory.steps", ">=", 500_000, "IPAM: steps of its state machine in memory, no promise broken"),
     ("ipam.processes.duplicates", "<=", 0, "IPAM: addresses with two owners, 32 processes being killed"),
     ("ipam.processes.leaked_after_gc", "<=", 0, "IPAM: leaks after that and garbage collection"),

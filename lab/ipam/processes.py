@@ -32,7 +32,7 @@ from lab.processes import LabError, wait_until
 
 #: More than a process can do before it is killed.
 _ENDLESS = 10**9
-_IDLE_MAX_S = 120.0
+_IDLE_MAX_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class _Told:
 def run(directory: Path, processes: int, operations: int, kills: int, seed: int = 1) -> Accounts:
     """So many slots, in each of which one process follows another: `kills` of them are killed, the last one ends what is left to do.
 
-    Raises LabError when a process ends by itself, or does nothing for two minutes.
+    Raises LabError when a process ends by itself, or does nothing for ten minutes.
     """
     began, store = time.monotonic(), directory / "ledger"
 

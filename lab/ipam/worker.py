@@ -33,7 +33,7 @@ def owner(name: str) -> Owner:
 
 async def work(store: Path, says: Path, name: str, operations: int, seed: int) -> None:
     ipam.stores.file.SPARE_LINES = 60  # so that the log is written anew often
-    ipam.stores.file.LOCK_TIMEOUT_S = 120.0
+    ipam.stores.file.LOCK_TIMEOUT_S = 600.0
     book, rng = AddressBook(ipam.stores.file.FileStore(store), POLICY, attempts=10_000), random.Random(seed)
     out = os.open(says, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     mine: list[str] = []
