@@ -2,7 +2,9 @@
 
 "Ready" rests on it: a canary came back a moment ago, so packets really cross, both ways, encrypted. The server asks, because
 nothing may be asked in the other direction (the seed denies it); each question says which answer arrived last, so the
-client learns that its answers arrive too. What follows from answers that do not come is for agent.pulse to say. One socket on each side, bound to the tunnel device.
+client learns that its answers arrive too. A client that is not asked when it should be says by itself that it lives: then only the way to it
+is silent, and it is not dead. What follows from answers that do not come is for agent.pulse to say. One socket on each side, bound
+to the tunnel device.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ ANSWER_MAX_S = 3.0  # an older question's answer proves nothing about now
 REMEMBERED = 16  # questions and answers that a late message may still be about
 
 _FORMAT = struct.Struct("!4sII")  # magic, number of this question, number of the last question whose answer arrived
-_ASK, _ANSWER = b"rzC?", b"rzC!"
+_ASK, _ANSWER, _ALIVE = b"rzC?", b"rzC!", b"rzC."
+
+#: A question is late after so many times the usual pause, which is never less than USUAL_MIN_S; then a sign of life goes out every
+#: ALIVE_EVERY_S, so many times: the server's patience ends sooner.
+LATE, USUAL_MIN_S, ALIVE_EVERY_S, ALIVE_TIMES = 1.5, 0.5, 0.25, 120
 
 
 @dataclass(slots=True)
@@ -168,6 +174,8 @@ class Prober:
             return
         magic, number, _ = _FORMAT.unpack_from(payload)
         late, now = target.asked - number, self._clock()
+        if magic == _ALIVE:
+            target.pulse.heard(now)
         if magic == _ANSWER and number > target.answered and 0 <= late < len(target.asked_at):
             rtt_s = now - target.asked_at[-1 - late]
             if rtt_s < ANSWER_MAX_S:
@@ -182,6 +190,9 @@ class Responder:
         self._clock = clock
         self._port = _Port(self._asked)
         self._answers: deque[int] = deque(maxlen=REMEMBERED)  # numbers of the last questions that we answered
+        self._usual_s = 0.0  # between two questions
+        self._asker: tuple[str, int] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.asked_at: float | None = None
         self.confirmed_at: float | None = None
 
@@ -202,6 +213,7 @@ class Responder:
         return None if self.confirmed_at is None else now - self.confirmed_at
 
     def close(self) -> None:
+        self._rest()
         self._port.close()
 
     def _asked(self, payload: bytes, sender: tuple[str, int]) -> None:
@@ -210,8 +222,27 @@ class Responder:
         magic, number, arrived = _FORMAT.unpack_from(payload)
         if magic != _ASK:
             return
-        self.asked_at = self._clock()
+        now = self._clock()
+        self._usual_s = now - self.asked_at if self.asked_at is not None else 0.0
+        self.asked_at, self._asker = now, sender
         if arrived and arrived in self._answers:
             self.confirmed_at = self.asked_at
         self._answers.append(number)
         self._port.send(_FORMAT.pack(_ANSWER, number, 0) + bytes(len(payload) - _FORMAT.size), sender)
+        self._live_on(LATE * max(USUAL_MIN_S, self._usual_s), ALIVE_TIMES)
+
+    def _live_on(self, delay_s: float, times: int) -> None:
+        """Unless we are asked before, say so many times that we live."""
+        self._rest()
+        if times:
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._say_alive, times)
+
+    def _say_alive(self, times: int) -> None:
+        if self._asker is not None:
+            self._port.send(_FORMAT.pack(_ALIVE, 0, 0), self._asker)
+        self._live_on(ALIVE_EVERY_S, times - 1)
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -13,6 +13,7 @@ unanswered question, and not to a verdict.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
@@ -32,6 +33,10 @@ OVERDUE_S, OVERDUE_MAX_S = 0.25, 0.6
 #: two that may follow 3.0 and 6.2 s (RFC 6298 from 200 ms on): whoever has seen three expects five.
 MISSING_MIN = 8
 PATIENCE_S, PATIENCE_MAX_S = 1.7, 7.0
+#: A client that is asked nothing says by itself that it lives (agent.canary). Heard so lately, it is not dead: what is silent
+#: is the way to it, on which a proxy's TCP doubles its timeouts: 200 ms seven times over are 25 s. Were no packet at all on that
+#: way, TCP's acknowledgements would be missing too, and what we hear would end within seconds.
+HEARD_S, HEARD_PATIENCE_S = 2.0, 30.0
 #: A new client has to shake hands first.
 NEW_PATIENCE_S = 5.0
 #: A silence of at least NEAR_S and NEAR_MISSING questions that ended well adds its length, STRETCH times, to the patience.
@@ -71,7 +76,7 @@ class Cause(Enum):
 class Pulse:
     """One client's. `since` is when `standing` began; `missing` questions are unanswered, the first since `missing_since`;
     `stream_lost_at` None: it has a stream. `hold_s` is how long it is held when it comes back. `interval_s` is how often
-    it is asked while all is well."""
+    it is asked while all is well. `heard_at` is when it last spoke without having been asked."""
 
     since: float
     standing: Standing = Standing.UNPROVEN
@@ -84,6 +89,7 @@ class Pulse:
     stream_lost_at: float | None = None
     hold_s: float = 0.0
     interval_s: float = INTERVAL_S
+    heard_at: float = -math.inf
 
     @property
     def is_restless(self) -> bool:
@@ -104,6 +110,10 @@ class Pulse:
             self.patience_s = PATIENCE_S
         self.missing = 0
         self.answered_at = now
+
+    def heard(self, now: float) -> None:
+        """It spoke without having been asked."""
+        self.heard_at = now
 
     def stream(self, lost_at: float | None) -> None:
         """It has a stream (a new one perhaps), or has had none since then."""
@@ -142,6 +152,8 @@ class Pulse:
             return Cause.STREAM
         is_new = self.standing is Standing.UNPROVEN and self.answered_at is None
         patience_s = NEW_PATIENCE_S if is_new else self.patience_s
+        if now - self.heard_at < HEARD_S:
+            patience_s = HEARD_PATIENCE_S
         if self.missing >= MISSING_MIN and now - self.missing_since >= patience_s:
             return Cause.SILENT
         return Cause.NONE

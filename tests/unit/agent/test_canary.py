@@ -134,6 +134,33 @@ async def test_a_poke_is_one_datagram_that_means_nothing(clock: Clock) -> None:
         responder.close()
 
 
+async def test_a_client_that_is_not_asked_any_more_says_that_it_lives(
+    pair: tuple[Prober, Responder], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.canary.USUAL_MIN_S", 0.02)
+    monkeypatch.setattr("agent.canary.ALIVE_EVERY_S", 0.01)
+    monkeypatch.setattr("agent.canary.ALIVE_TIMES", 3)
+    prober, _ = pair
+    heard: list[float] = []
+    monkeypatch.setattr(Pulse, "heard", lambda self, now: heard.append(now))
+    prober.ask()
+    async with asyncio.timeout(10):
+        while len(heard) < 3:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert len(heard) == 3, "not for ever"
+
+
+async def test_a_sign_of_life_is_no_answer(pair: tuple[Prober, Responder], clock: Clock) -> None:
+    prober, responder = pair
+    responder.close()
+    prober.ask()
+    (address,) = prober.targets
+    prober._answered(struct.pack("!4sII", b"rzC.", 1, 0), (address, PORT))
+    prober._answered(struct.pack("!4sII", b"rzC.", 1, 0), ("192.0.2.1", PORT))
+    assert only(prober).answered_at is None and only(prober).pulse.heard_at == clock.now
+
+
 def ask(target: Target, now: float) -> None:
     target.asked += 1
     target.asked_at.append(now)

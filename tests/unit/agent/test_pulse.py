@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from agent.canary import TICK_S, Target
+from agent.canary import ALIVE_EVERY_S, ALIVE_TIMES, LATE, TICK_S, USUAL_MIN_S, Target
 from agent.pulse import HOLD_S, PATIENCE_MAX_S, RELIED_ON_INTERVAL_S, Cause, Pulse, Standing
 
 WELL, UNPROVEN, LOST = Standing.WELL, Standing.UNPROVEN, Standing.LOST
@@ -31,15 +31,25 @@ class Client:
     def __post_init__(self) -> None:
         self.target = Target(self.pulse)
 
+    def hear(self) -> None:
+        while self.answers and self.answers[0][0] <= self.now:
+            at, number, asked_at = heapq.heappop(self.answers)
+            self.answered(at, number, asked_at)
+
+    def answered(self, at: float, number: int, asked_at: float) -> None:
+        if number > self.target.answered:
+            self.target.answered, self.target.rtt_s = number, at - asked_at
+            self.pulse.answered(at)
+
+    def ask(self, number: int) -> None:
+        if (arrives := self.path(self.now)) is not None:
+            heapq.heappush(self.answers, (arrives, number, self.now))
+
     def run(self, until: float) -> Client:
         target, pulse = self.target, self.pulse
         while self.now < until:
             self.now += TICK_S
-            while self.answers and self.answers[0][0] <= self.now:
-                at, number, asked_at = heapq.heappop(self.answers)
-                if number > target.answered:
-                    target.answered, target.rtt_s = number, at - asked_at
-                    pulse.answered(at)
+            self.hear()
             if pulse.judge(self.now):
                 self.standings.append((self.now, pulse.standing))
             if target.is_due(self.now):
@@ -47,8 +57,7 @@ class Client:
                 target.asked += 1
                 target.asked_at.append(self.now)
                 pulse.asked(self.now)
-                if (arrives := self.path(self.now)) is not None:
-                    heapq.heappush(self.answers, (arrives, target.asked, self.now))
+                self.ask(target.asked)
         return self
 
     def losses(self) -> list[float]:
@@ -65,19 +74,19 @@ def lossy(seed: int, loss: float = 0.2, rtt_s: float = 0.02) -> Path:
     return lambda now: now + rtt_s if dice.random() >= loss and dice.random() >= loss else None
 
 
-class Stalling:
-    """Questions and answers in one TCP connection with the same loss: a lost segment comes again after a timeout that
-    doubles, and what is behind it waits (RFC 6298, 200 ms at first as in Linux). `linear`: as often as Linux keeps the
-    timeout from doubling on connections with little in flight."""
+class Wire:
+    """One way of a TCP connection that loses segments: a lost one comes again after a timeout that doubles, and what is
+    behind it waits (RFC 6298, 200 ms at first as in Linux). `linear`: as often as Linux keeps the timeout from doubling on
+    connections with little in flight, where it is asked to."""
 
-    def __init__(self, seed: int, loss: float = 0.2, rtt_s: float = 0.02, linear: int = 6) -> None:
+    def __init__(self, seed: int, loss: float, rtt_s: float, linear: int) -> None:
         self._dice, self._loss, self._rtt_s, self._linear = random.Random(seed), loss, rtt_s, linear
-        self._free_at = [0.0, 0.0]
+        self._free_at = 0.0
 
-    def __call__(self, now: float) -> float:
-        for way in (0, 1):
-            now = self._free_at[way] = max(self._free_at[way], now + self._sent())
-        return now
+    def send(self, now: float) -> float:
+        """When what is sent now arrives."""
+        self._free_at = max(self._free_at, now + self._sent())
+        return self._free_at
 
     def _sent(self) -> float:
         timeout, passed, tries = 0.2 + self._rtt_s, 0.0, 0
@@ -86,6 +95,56 @@ class Stalling:
             tries += 1
             timeout *= 2 if tries > self._linear else 1
         return passed + self._rtt_s / 2
+
+
+class Stalling:
+    """Questions and answers in one TCP connection with the same loss."""
+
+    def __init__(self, seed: int, loss: float = 0.2, rtt_s: float = 0.02, linear: int = 6) -> None:
+        self._wires = Wire(2 * seed, loss, rtt_s, linear), Wire(2 * seed + 1, loss, rtt_s, linear)
+
+    def __call__(self, now: float) -> float:
+        there, back = self._wires
+        return back.send(there.send(now))
+
+
+@dataclass
+class ProxiedClient(Client):
+    """Behind a proxy near the server, which doubles its timeouts towards the client. The client's end does not, and says that it lives
+    when it is not asked. From `dies_at` on it is silent, `loss` is of the long way between client and proxy."""
+
+    seed: int = 0
+    loss: float = 0.2
+    dies_at: float = float("inf")
+    events: list[tuple[float, str, int, float]] = field(default_factory=list)
+    was_asked_at: float = 0.0
+    signs: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.there, self.back = Wire(self.seed, self.loss, 0.02, 0), Wire(-self.seed - 1, self.loss, 0.02, 6)
+
+    def ask(self, number: int) -> None:
+        heapq.heappush(self.events, (self.there.send(self.now), "question", number, self.now))
+
+    def hear(self) -> None:
+        while self.events and self.events[0][0] <= self.now:
+            at, kind, number, asked_at = heapq.heappop(self.events)
+            self.live(at)
+            if kind == "answer":
+                self.answered(at, number, asked_at)
+            elif kind == "sign":
+                self.pulse.heard(at)
+            elif at < self.dies_at:
+                heapq.heappush(self.events, (self.back.send(at), "answer", number, asked_at))
+                late_s = LATE * max(USUAL_MIN_S, at - self.was_asked_at)
+                self.was_asked_at = at
+                self.signs = [at + late_s + ALIVE_EVERY_S * turn for turn in range(ALIVE_TIMES)]
+        self.live(self.now)
+
+    def live(self, now: float) -> None:
+        while self.signs and self.signs[0] <= min(now, self.dies_at):
+            heapq.heappush(self.events, (self.back.send(self.signs.pop(0)), "sign", 0, 0.0))
 
 
 def cut(path: Path, at: float, until: float = float("inf")) -> Path:
@@ -121,6 +180,36 @@ def test_a_fifth_lost_each_way_for_ten_minutes_loses_nobody() -> None:
 
 def test_nor_does_it_when_tcp_makes_stalls_of_the_losses() -> None:
     assert [Client(Stalling(seed)).run(600.0).losses() for seed in range(12)] == [[]] * 12
+
+
+def test_nor_does_a_proxy_whose_tcp_doubles_its_timeouts() -> None:
+    clients = [ProxiedClient(clean(), seed=seed) for seed in range(12)]
+    assert [client.run(600.0).losses() for client in clients] == [[]] * 12
+
+
+def test_only_because_it_says_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pulse, "heard", lambda self, now: None)
+    assert any(ProxiedClient(clean(), seed=seed).run(600.0).losses() for seed in range(12))
+
+
+def test_one_that_dies_behind_a_proxy_is_lost_as_soon() -> None:
+    for step in range(20):
+        dies_at = 10 + step * 0.037
+        pulse = Pulse(0.0, interval_s=RELIED_ON_INTERVAL_S)
+        (lost_at,) = ProxiedClient(clean(), pulse=pulse, loss=0.0, dies_at=dies_at).run(20.0).losses()
+        assert lost_at - dies_at <= 2.5
+
+
+def test_who_says_that_it_lives_and_never_answers_is_lost_in_the_end() -> None:
+    pulse = Pulse(0.0, WELL)
+    pulse.asked(10.0)
+    for turn in range(400):
+        now = 10.0 + turn / 10
+        pulse.asked(now)
+        pulse.heard(now)
+        if pulse.judge(now):
+            break
+    assert pulse.standing is LOST and 30 <= now - 10.0 < 31
 
 
 def test_on_a_bad_path_too_one_that_dies_is_lost_soon() -> None:
