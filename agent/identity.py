@@ -3,6 +3,7 @@
     spiffe://<control plane>/seed-server
     spiffe://<control plane>/shoot-client/<name>
     spiffe://<control plane>/sidecar/<name>
+    spiffe://<control plane>/observer/<name>
 
 The control plane is the trust domain (SPIFFE-ID section 2.1); it is a DNS label, so that it fits a namespace and a file
 name. Names of clients are node or pod names: DNS subdomains (RFC 1123 section 2.1, lower case as Kubernetes has them).
@@ -27,6 +28,7 @@ class Role(Enum):
     SEED_SERVER = "seed-server"
     SHOOT_CLIENT = "shoot-client"
     SIDECAR = "sidecar"
+    OBSERVER = "observer"  #: is known, and opens no tunnel
 
 
 def dns_label(text: str) -> str:

@@ -243,7 +243,18 @@ def _owner(text: str) -> str:
     return text
 
 
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if "@" in parts.netloc:
+        raise Hidden("has credentials in it")
+    if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment or not text.isascii():
+        raise ValueError("not an https URL without a query, such as https://kubernetes.default.svc")
+    _host(parts.hostname)
+    return text
+
+
 TEXT = Kind("TEXT", "text", "text", _text)
+URL = Kind("URL", "an https URL", "https://issuer.example", _url)
 BOOL = Kind("true|false", "true or false", "true", _boolean, (bool,), _same)
 PORT = _PORT
 CIDR = Kind("CIDR", "a network such as 10.250.0.0/16", "10.250.0.0/16", _cidr)

@@ -26,16 +26,18 @@ _KEY = re.compile(
     r"((?:public|private|pre-?shared)?[ _-]?key)([\"']?\s*[=:]\s*[\"']?)([0-9a-f]{64}|[A-Za-z0-9+/]{43}=)",
     re.IGNORECASE,
 )
+#: `{"` in base64, as both parts of a JSON Web Token begin (RFC 7519 section 3.1).
+_TOKEN = re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*(\.[A-Za-z0-9_-]*)?")
 _AUTHORIZATION = re.compile(r"(?<=authorization:)[ \t]*\S+[ \t]+\S+", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 
 
 def redact(text: str) -> str:
-    """The text without private and preshared keys, PEM private keys and credentials.
+    """The text without private and preshared keys, PEM private keys, tokens and credentials.
 
     A belt: nothing of ours puts a secret into a message, but text from elsewhere may hold one.
     """
-    text = _PEM.sub("(hidden)", text)
+    text = _TOKEN.sub("(hidden)", _PEM.sub("(hidden)", text))
     text = _KEY.sub(lambda m: m[0] if m[1].lower().startswith("public") else f"{m[1]}{m[2]}(hidden)", text)
     return _USERINFO.sub("(hidden)", _AUTHORIZATION.sub(" (hidden)", text))
 

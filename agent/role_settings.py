@@ -68,8 +68,20 @@ class RoleSettings(BaseSettings):
     tls_ca: Path = setting(
         PATH, "PEM file with the CA of this control plane, the only one that is trusted", group=IDENTITY, file=True
     )
-    tls_certificate: Path = setting(PATH, "PEM file with our certificate chain", group=IDENTITY, file=True)
-    tls_key: Path = setting(SECRET_PATH, "PEM file with the certificate's private key", group=IDENTITY, file=True)
+    tls_certificate: Path | None = setting(
+        PATH,
+        "PEM file with our certificate chain; empty: a token says who we are",
+        group=IDENTITY,
+        default=None,
+        file=True,
+    )
+    tls_key: Path | None = setting(
+        SECRET_PATH,
+        "PEM file with the certificate's private key; empty: none, as there is no certificate",
+        group=IDENTITY,
+        default=None,
+        file=True,
+    )
 
     ifname: str = setting(IFNAME, "name of the WireGuard device", group=TUNNEL, default="rz0")
     wireguard: WireGuardChoice = setting(
@@ -119,7 +131,7 @@ class RoleSettings(BaseSettings):
 
     @property
     def tls(self) -> TlsFiles:
-        return TlsFiles(ca=str(self.tls_ca), certificate=str(self.tls_certificate), key=str(self.tls_key))
+        return TlsFiles(ca=str(self.tls_ca), certificate=str(self.tls_certificate or ""), key=str(self.tls_key or ""))
 
     def check(self) -> Iterator[Rule]:
         if not self.runtime_dir.is_absolute():
@@ -138,6 +150,30 @@ class DialSettings(RoleSettings):
         default=None,
     )
 
+    token_file: Path | None = setting(
+        SECRET_PATH,
+        "file with a token that says who we are, such as a projected ServiceAccount token; read again each time it is "
+        "shown; empty: the certificate says it",
+        group=IDENTITY,
+        default=None,
+        file=True,
+    )
+
     def sni(self) -> str:
         """The name the server must prove."""
         return self.server_name or self.server.host
+
+    @property
+    def token(self) -> str | None:
+        """The token's path as the carrier takes it."""
+        return None if self.token_file is None else str(self.token_file)
+
+    def check(self) -> Iterator[Rule]:
+        yield from RoleSettings.check(self)
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            yield Rule(("tls_certificate", "tls_key"), "one without the other: give both, or none and a `token_file`")
+        elif self.token_file is None and self.tls_certificate is None:
+            text = "nothing says who we are: give a certificate and its key, or a `token_file`"
+            yield Rule(("tls_certificate", "tls_key", "token_file"), text)
+        elif self.token_file is not None and self.tls_certificate is not None:
+            yield Rule(("tls_certificate", "token_file"), "both say who we are: leave one")

@@ -21,6 +21,7 @@ from agent.model import PublicKey
 
 ANSWER_TIMEOUT_S = 5.0  # the server answers an enroll at once; a proxy in between may be slow
 ENROLLS_MAX = 3  # unanswered on one stream before another stream is tried
+RENEW_MIN_S = 2.0  # a grant that ends with a credential gets shorter each time it is renewed
 REFUSED_RETRY_S = 60.0  # after a refusal that names no time: a person has to act, but perhaps on the server's side
 
 
@@ -158,7 +159,7 @@ class Session:
         self._answer_by = None
         self._asked = 0
         self._expires_at = now + grant.lifetime_s
-        self._renew_at = now + grant.lifetime_s / 2
+        self._renew_at = now + max(grant.lifetime_s / 2, RENEW_MIN_S)
 
     def _refused(self, stream: int, refuse: Refuse) -> tuple[Command, ...]:
         """The grant ends with the refusal: the server has no such peer any more."""

@@ -138,6 +138,7 @@ class RoleStatus:
     counters: Counters = Counters()
     certificate_expires_in_s: float | None = None
     grant_expires_in_s: float | None = None
+    token_expires_in_s: float | None = None
     addresses_used: int | None = None
     addresses_free: int | None = None
     egress: EgressHealth | None = None

@@ -69,6 +69,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             control_plane=settings.control_plane,
             max_streams=settings.max_streams,
             max_unauthenticated=settings.max_unauthenticated,
+            tokens=bool(settings.oidc_issuers),
         )
         direct = await _direct(settings, on, bound)
         book = await _book(bound, settings.ipam_file)
@@ -82,13 +83,19 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 resync_s=settings.resync_s,
                 known=await _sidecars(book, settings.control_plane),
                 direct=direct,
+                wall=time.time,
             )
+            events = link.events()
+            if settings.oidc_issuers:
+                from seed_server.tokens.setup import gate  # 20 MiB, only where it is used
+
+                events = gate(settings, link.send, time.time).pass_on(events)
             async with egress(settings, bound, server) as proxy:
                 reporter = Reporter(server, on.choice, settings.tls_certificate, proxy)
                 async with health(settings, reporter.status):
                     if proxy is not None:
                         proxy.start()
-                    await server.run(link.events(), stop)
+                    await server.run(events, stop)
 
 
 def _guard(settings: Settings) -> None:

@@ -7,6 +7,7 @@ Identity comes from the certificate, never from the message.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -114,9 +115,15 @@ class Admitted:
 
 
 def precheck(
-    registry: Registry, policy: Policy, server_keys: frozenset[PublicKey], identity: Identity, enroll: Enroll
+    registry: Registry,
+    policy: Policy,
+    server_keys: frozenset[PublicKey],
+    identity: Identity,
+    enroll: Enroll,
+    credential_s: float = math.inf,
 ) -> Refuse | None:
-    """All reasons to turn a client away that need no address. None: go on to commit an address, then `admit`."""
+    """All reasons to turn a client away that need no address. None: go on to commit an address, then `admit`.
+    `credential_s` is how long its certificate or token still lasts."""
     if enroll.version_min > VERSION_MAX or enroll.version_max < VERSION_MIN:
         return Refuse(
             "version",
@@ -134,6 +141,8 @@ def precheck(
         return Refuse("forwarding", policy.no_sidecars)
     if policy.reach(identity) is None:
         return Refuse("access", f"no rule of this server's sidecar_ranges names {identity.name}")
+    if credential_s <= 0:
+        return Refuse("credential", "the certificate or token of this stream has ended", retry_after_s=5.0)
     return _judge_keys(registry, server_keys, identity, enroll)
 
 
@@ -167,8 +176,10 @@ def admit(
     preshared_key: PresharedKey,
     stream: int,
     now: float,
+    credential_s: float = math.inf,
 ) -> Admitted:
-    """Take the client in (again). `addresses` are committed in the IPAM; a client that is in keeps its preshared key."""
+    """Take the client in (again). `addresses` are committed in the IPAM; a client that is in keeps its preshared key. The
+    grant ends with what proved the identity, in `credential_s`."""
     key = dict(enroll.public_keys)[STREAM]
     before = registry.clients.get(str(identity))
     if before is not None and before.public_key == key:
@@ -182,7 +193,7 @@ def admit(
         shared=shared,
         refused=refused,
         preshared_key=preshared_key,
-        expires_at=now + policy.lifetime_s,
+        expires_at=now + min(policy.lifetime_s, credential_s),
         stream=stream,
         software=enroll.software,
         routes=policy.reach(identity) or (),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -22,7 +23,7 @@ from agent.engine import Pass
 from agent.errors import BadMessage, HostError, PoolExhausted, StoreError
 from agent.identity import Identity, Role
 from agent.keys import generate_preshared_key
-from agent.messages import STREAM, Enroll, Facts, Refuse, encode, parse
+from agent.messages import STREAM, Drain, Enroll, Facts, Refuse, encode, parse
 from agent.model import IPAddress, PeerStatus, PresharedKey, PublicKey, Tunnel
 from agent.pulse import Pulse, Standing
 from agent.run import spawn
@@ -61,7 +62,7 @@ class Live:
 
 class SeedServer:
     """One control plane's server. `run` returns when `stop` is set, and leaves the data plane running. `known` is which
-    sidecar has which tunnel address, as the IPAM says at start."""
+    sidecar has which tunnel address, as the IPAM says at start; `wall` is the time of day, by which credentials end."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class SeedServer:
         *,
         wireguard_port: int,
         resync_s: float,
+        wall: Callable[[], float],
         known: Mapping[IPAddress, Identity] = MappingProxyType({}),
         direct: DirectSide | None = None,
     ) -> None:
@@ -99,6 +101,7 @@ class SeedServer:
         for key, peer in self._expected.items():
             self.carrying.reserve(str(key), peer.allowed_ips)
         self._wireguard_port = wireguard_port
+        self._wall = wall
         self._allocate = allocate
         self._send = send
         self._peers = desired.Peers()
@@ -255,6 +258,8 @@ class SeedServer:
     # Admission
 
     async def _enroll(self, stream: int, identity: Identity, enroll: Enroll) -> None:
+        known = self.registry.clients.get(str(identity))
+        renewal = known is not None and known.stream == stream
         async with self._enrolling:
             refuse = await self._admit(stream, identity, enroll)
         facts = self._early.pop(stream, None)
@@ -264,6 +269,8 @@ class SeedServer:
                 self._admitted(admitted)
         if refuse is None:
             self._tell([str(identity)])
+            if renewal and self._credential_s(stream) < self.charter.policy.lifetime_s:
+                self._send(Send(stream, encode(Drain("your credential ends: come again with a newer one"))))
             return
         self.live.refused[refuse.reason] += 1
         log.warning(
@@ -277,8 +284,8 @@ class SeedServer:
 
     async def _admit(self, stream: int, identity: Identity, enroll: Enroll) -> Refuse | None:
         """None: the client is in and its peer stands on the device, or its stream has gone meanwhile."""
-        own_key = self._own_keys()
-        if refuse := precheck(self.registry, self.charter.policy, own_key, identity, enroll):
+        own_keys, policy = self._own_keys(), self.charter.policy
+        if refuse := precheck(self.registry, policy, own_keys, identity, enroll, self._credential_s(stream)):
             return refuse
         try:
             addresses = await self._allocate(identity)
@@ -288,13 +295,12 @@ class SeedServer:
             return Refuse("store", str(exc), retry_after_s=5.0)
         if stream not in self.live.streams:
             return None
-        if refuse := precheck(self.registry, self.charter.policy, own_key, identity, enroll):
+        left_s, now = self._credential_s(stream), time.monotonic()
+        if refuse := precheck(self.registry, policy, own_keys, identity, enroll, left_s):
             return refuse  # somebody else was faster while we waited for the address
         key = dict(enroll.public_keys)[STREAM]
         psk = self._adopted_psk(key) or generate_preshared_key()
-        self._admitted(
-            admit(self.registry, self.charter.policy, identity, enroll, addresses, psk, stream, time.monotonic())
-        )
+        self._admitted(admit(self.registry, policy, identity, enroll, addresses, psk, stream, now, left_s))
         try:
             await asyncio.wait_for(self.engine.settled(), PEER_IN_PLACE_S)
         except TimeoutError:
@@ -305,6 +311,12 @@ class SeedServer:
     def _own_keys(self) -> frozenset[PublicKey]:
         planes = (self.plane, self.direct.plane) if self.direct is not None else (self.plane,)
         return frozenset(plane.incarnation.public_key for plane in planes)
+
+    def _credential_s(self, stream: int) -> float:
+        """How long what this stream was opened with still lasts."""
+        _, up = self.live.streams.get(stream, (None, None))
+        ends_at = up.credential_ends_at if up is not None else None
+        return ends_at - self._wall() if ends_at is not None else math.inf
 
     def _admitted(self, admitted: Admitted) -> None:
         client = admitted.client
@@ -362,6 +374,9 @@ class SeedServer:
             registry = expire(self.registry, time.monotonic())
             if registry is not self.registry:
                 self._commit(registry, self.registry.clients.keys() - registry.clients.keys())
+            for stream in tuple(self.live.streams):
+                if self._credential_s(stream) <= 0:
+                    self._send(Close(stream, "its certificate or token has ended"))
             self._send(GetStats())
 
     async def _look(self) -> None:

@@ -70,7 +70,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             spawn(facts_of.watch_file(client.set_offer), name="shoot.facts")
         if settings.node_object:
             follow(facts_of.node_name, settings.kubeconfig, lambda found: facts_of.found(found, client.set_offer))
-        reporter = Reporter(client, Role.SHOOT_CLIENT, settings.control_plane, on.choice, settings.tls_certificate)
+        reporter = Reporter(
+            client,
+            Role.SHOOT_CLIENT,
+            settings.control_plane,
+            on.choice,
+            settings.tls_certificate,
+            settings.token_file,
+        )
         async with health(settings, reporter.status):
             await client.run(link.events(), stop)
 
@@ -84,6 +91,7 @@ def dial_config(settings: Settings) -> DialConfig:
         wireguard_port=settings.wireguard_port,
         proxies=_proxies(settings),
         expected_identity=str(Identity(settings.control_plane, Role.SEED_SERVER)),
+        token_file=settings.token,
     )
 
 

@@ -3,6 +3,8 @@
     accept -> TLS 1.3, client certificate verified -> identity of this control plane -> request head -> 101 -> hub
     |----------------- a stranger: at most 64 -----------------|---- a guest: at most 4 per identity ----|
 
+Where tokens are let in, a client without a certificate stays a stranger until the daemon has judged the token in its head.
+
 Every step has a time limit, every crowd a size. Who is turned away after TLS reads the cause in a status line.
 """
 
@@ -18,6 +20,7 @@ import ssl
 
 from agent.carrier import tls
 from agent.carrier.api import ListenConfig
+from agent.carrier.bearer import Holder, Inquiries, token_of
 from agent.carrier.connect import SocketAddress
 from agent.carrier.crowd import Room, Visitor
 from agent.carrier.dial import Link
@@ -30,6 +33,7 @@ from agent.carrier.upgrade import (
     Request,
     RequestReader,
     accept_head,
+    field,
     judge_certificate,
     judge_request,
     malformed,
@@ -73,11 +77,12 @@ class _TurnedAway(Exception):
 class Listener:
     """Listens as soon as it is made, with a running loop. Raises HostError for an address, ConfigError for the files."""
 
-    def __init__(self, config: ListenConfig, hub: Hub, turned: Turnaways) -> None:
+    def __init__(self, config: ListenConfig, hub: Hub, turned: Turnaways, inquiries: Inquiries) -> None:
         self._hub = hub
         self._turned = turned
+        self._inquiries = inquiries
         self._config = config
-        self._credentials = tls.Credentials(config.tls, server_side=True)
+        self._credentials = tls.Credentials(config.tls, server_side=True, optional=config.tokens)
         self._credentials.context()
         self._sockets: dict[tuple[str, int], socket.socket] = {}
         self._strangers = Room(config.max_unauthenticated)
@@ -87,7 +92,7 @@ class Listener:
 
     def reconfigure(self, config: ListenConfig) -> None:
         """Open what is new, then close what is gone; an address in both is never closed. Raises like the constructor."""
-        credentials = tls.Credentials(config.tls, server_side=True)
+        credentials = tls.Credentials(config.tls, server_side=True, optional=config.tokens)
         credentials.context()
         self._listen(config)
         self._credentials = credentials
@@ -233,24 +238,52 @@ class Listener:
 
     async def _receive(self, visitor: Visitor) -> None:
         stream = await self._shake_hands(visitor)
+        ends_at = tls.certificate_ends_at(stream)
+        if ends_at is None:
+            request = await _read_head(stream)
+            holder = await self._judge_token(visitor, request)
+            await self._be_guest(visitor, stream, holder, request)
+            return
         identity = judge_certificate(tls.uri_names(stream), self._config.control_plane)
         if isinstance(identity, Rejection):
             raise _TurnedAway.by(identity)
+        await self._be_guest(visitor, stream, Holder(identity, ends_at), None)
+
+    async def _judge_token(self, visitor: Visitor, request: Request) -> Holder:
+        verdict = judge_request(request, self._config.wireguard_port)
+        if isinstance(verdict, Rejection):
+            raise _TurnedAway.by(verdict)  # before anybody is asked
+        token = token_of(request)
+        if isinstance(token, Rejection):
+            raise _TurnedAway.by(token)
+        holder = await self._inquiries.ask(token, visitor.peer, self._config.control_plane)
+        if isinstance(holder, Rejection):
+            raise _TurnedAway.by(holder)
+        return holder
+
+    async def _be_guest(self, visitor: Visitor, stream: ssl.SSLSocket, holder: Holder, request: Request | None) -> None:
+        """From a proven identity to a stream. `request`: its head, when it was read already."""
+        identity, by_certificate = holder.identity, request is None
         self._admit(visitor)
         guests = self._guests.setdefault(str(identity), Room(GUESTS_PER_IDENTITY))
         if guests.is_full and (leaving := guests.who_has_to_go(before=_now())) is not None:
             self._push_out(guests, leaving, f"more than {GUESTS_PER_IDENTITY} connections of {identity} at once")
         guests.enter(visitor)
         try:
-            request = await _read_head(stream)
+            if request is None:
+                request = await _read_head(stream)
             verdict = judge_request(request, self._config.wireguard_port)
             if isinstance(verdict, Rejection):
                 raise _TurnedAway.by(verdict)
+            if by_certificate and field(request.headers, "authorization") is not None:
+                words = "you showed a certificate and a token: one of them says who you are, leave out the other"
+                raise _TurnedAway.by(Rejection(400, "two_credentials", words, "http_request_denied"))
             self._prepare(str(identity))
             async with asyncio.timeout(HEAD_TIMEOUT_S):
                 await tls.send(stream, accept_head(verdict.version))
             visitor.seated = True
-            await self._hub.take(Link(stream, request.rest, str(identity), visitor.peer, "accepted", verdict.version))
+            link = Link(stream, request.rest, str(identity), visitor.peer, "accepted", verdict.version, holder.ends_at)
+            await self._hub.take(link)
         finally:
             guests.leave(visitor)
             if not guests:

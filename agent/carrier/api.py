@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files; read again at every dial and, by the listener, when they change."""
+    """Paths of PEM files; read again at every dial and, by the listener, when they change.
+
+    A client without a certificate (both empty) shows a token.
+    """
 
     ca: str
-    certificate: str
-    key: str
+    certificate: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class DialConfig:
 
     `server_name` is what is sent as SNI and checked in the server's certificate. `wireguard_port` is the local device's
     UDP port; `relay_port` is the port on 127.0.0.1 that plays the peer's endpoint (0: choose, and say so in Ready).
+    `token_file` holds a bearer token, which is read again at every dial and sent to a server that has proved its name.
     """
 
     host: str
@@ -48,11 +52,15 @@ class DialConfig:
     relay_port: int = 0
     proxies: tuple[Proxy, ...] = ()
     expected_identity: str | None = None  # URI SAN the server's certificate must carry; None: any under the CA
+    token_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ListenConfig:
-    """Server side. `control_plane` is the trust domain a client's URI SAN must be in: `spiffe://<control_plane>/...`."""
+    """Server side. `control_plane` is the trust domain a client's URI SAN must be in: `spiffe://<control_plane>/...`.
+
+    `tokens`: a client without a certificate may show a bearer token, which the daemon is asked about.
+    """
 
     addresses: tuple[tuple[str, int], ...]
     tls: TlsFiles
@@ -60,6 +68,7 @@ class ListenConfig:
     control_plane: str
     max_streams: int = 10_000
     max_unauthenticated: int = 64
+    tokens: bool = False
 
 
 # Events, carrier -> daemon. `stream` names a stream for as long as the carrier process lives; numbers are never reused.
@@ -87,6 +96,7 @@ class Up:
     `identity` is the peer's URI SAN, `peer` its address as text, `via` the path in words ("CONNECT proxy.example:8443",
     "SNI proxy"). `replay` holds the last message of each type received on it, oldest first, when a daemon attaches to a
     carrier that is already running; `peer_version` is 0 for a conforming RFC 9298 peer that is not Rhizome.
+    `credential_ends_at` is when the peer's certificate or token ends, as time of day; None on the client.
     """
 
     stream: int
@@ -95,6 +105,7 @@ class Up:
     via: str
     peer_version: int
     replay: tuple[str, ...] = ()
+    credential_ends_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,16 @@ class DialFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Presented:
+    """Server: a visitor without a certificate shows a token. Answered by one Admit or Turn with its number; a visitor that
+    gets no answer in time is turned away."""
+
+    visit: int
+    token: str = field(repr=False)
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Turned:
     """Server: connections turned away before they became streams, counted by cause since the carrier started."""
 
@@ -145,7 +166,7 @@ class Stats:
     queue_delay_s: float | None = None
 
 
-Event = Ready | Rejected | Up | Message | Down | DialFailed | Turned | Stats
+Event = Ready | Rejected | Up | Message | Down | DialFailed | Presented | Turned | Stats
 
 
 # Commands, daemon -> carrier.
@@ -174,6 +195,25 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Admit:
+    """The token of this visit is good for this identity (as a URI SAN would have it), until `ends_at` (time of day)."""
+
+    visit: int
+    identity: str
+    ends_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The token of this visit is not good. `status` is the HTTP answer, `cause` a short fixed word, `words` for people."""
+
+    visit: int
+    status: int
+    cause: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Redial:
     """Client: make a new stream, use it, then let the old one drain (make-before-break)."""
 
@@ -188,4 +228,4 @@ class Stop:
     """Close everything and exit. Only `cleanup` and an upgrade say this; a daemon that ends says nothing."""
 
 
-Command = Configure | Send | Close | Redial | GetStats | Stop
+Command = Configure | Send | Close | Admit | Turn | Redial | GetStats | Stop

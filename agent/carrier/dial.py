@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from agent.carrier import tls
 from agent.carrier.api import DialConfig, Proxy
+from agent.carrier.bearer import read_token
 from agent.carrier.connect import FirstHop, NoAddress, SocketAddress
 from agent.carrier.upgrade import (
     Exchange,
@@ -65,7 +66,8 @@ class DialError(RemoteError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Link:
-    """An open tunnel, not yet pumped: `early` was read behind the head. `version` 0: the peer is not Rhizome."""
+    """An open tunnel, not yet pumped: `early` was read behind the head. `version` 0: the peer is not Rhizome.
+    `credential_ends_at`: when the peer's certificate or token ends, as time of day, where that matters."""
 
     stream: ssl.SSLSocket
     early: bytes
@@ -73,6 +75,7 @@ class Link:
     peer: str
     via: str
     version: int
+    credential_ends_at: float | None = None
 
 
 async def dial(config: DialConfig, credentials: tls.Credentials, hop: FirstHop | None = None) -> Link:
@@ -196,7 +199,11 @@ def _server_identity(config: DialConfig, names: tuple[str, ...]) -> str:
 
 
 async def _upgrade(config: DialConfig, stream: ssl.SSLSocket) -> tuple[Response, int]:
-    exchange = upgrade_exchange(authority(config.server_name, config.port))
+    try:
+        token = read_token(config.token_file) if config.token_file is not None else None
+    except ConfigError as exc:
+        raise DialError(Stage.UPGRADE, str(exc), final=True) from exc
+    exchange = upgrade_exchange(authority(config.server_name, config.port), token)
     try:
         with _stage(Stage.UPGRADE, config.server_name):
             async with asyncio.timeout(UPGRADE_TIMEOUT_S):

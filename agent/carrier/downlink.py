@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.carrier.accept import Listener
-from agent.carrier.api import Event, ListenConfig, Turned
+from agent.carrier.api import Admit, Event, ListenConfig, Turn, Turned
+from agent.carrier.bearer import Inquiries
 from agent.carrier.hub import Hub
 from agent.carrier.stats import RelayStats
 from agent.carrier.streams import Streams
@@ -23,7 +24,8 @@ class Downlink:
         self._streams = streams
         self._turned = Turnaways(publish)
         self._hub = Hub(streams, config.wireguard_port, config.max_streams)
-        self._listener = Listener(config, self._hub, self._turned)
+        self._inquiries = Inquiries(publish)
+        self._listener = Listener(config, self._hub, self._turned, self._inquiries)
 
     def reconfigure(self, config: ListenConfig) -> None:
         """Streams stay, unless they lead to another WireGuard port or belong to another control plane now."""
@@ -36,6 +38,10 @@ class Downlink:
 
     def redial(self) -> None:
         """A server dials nobody."""
+
+    def answer(self, answer: Admit | Turn) -> None:
+        """What the daemon says about a token."""
+        self._inquiries.answer(answer)
 
     def close_stream(self, number: int, reason: str, retry_in_s: float) -> None:
         self._streams.close(number, reason)

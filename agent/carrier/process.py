@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from agent.carrier.api import (
+    Admit,
     Close,
     Command,
     Configure,
@@ -23,6 +24,7 @@ from agent.carrier.api import (
     Send,
     Stats,
     Stop,
+    Turn,
     Turned,
 )
 from agent.carrier.control import Audience, ControlSocket
@@ -74,6 +76,8 @@ class Carrier:
                 self.streams.send(stream, text)
             case Close(stream, reason, retry_in_s) if self._role is not None:
                 self._role.close_stream(stream, reason, retry_in_s)
+            case Admit() | Turn() if isinstance(self._role, Downlink):
+                self._role.answer(command)
             case Redial() if self._role is not None:
                 self._role.redial()
             case GetStats():

@@ -32,9 +32,11 @@ class Credentials:
     place, and the log says so once per change.
     """
 
-    def __init__(self, files: TlsFiles, *, server_side: bool) -> None:
+    def __init__(self, files: TlsFiles, *, server_side: bool, optional: bool = False) -> None:
+        """`optional`: a server that lets clients without a certificate finish the handshake."""
         self._files = files
         self._server_side = server_side
+        self._verify = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
         self._stamp: _Stamp | None = None
         self._context: ssl.SSLContext | None = None
 
@@ -44,16 +46,16 @@ class Credentials:
             assert self._context is not None
             return self._context
         # Nothing to fall back on: load again for the sake of the error.
-        return _load(self._files, self._server_side)
+        return _load(self._files, self._server_side, self._verify)
 
     def refresh(self) -> bool:
         """Look at the files. True when they have changed since the last look and are usable."""
-        stamp = tuple(_stamp(path) for path in (self._files.ca, self._files.certificate, self._files.key))
+        stamp = tuple(_stamp(path) for path in _paths(self._files))
         if stamp == self._stamp:
             return False
         first, self._stamp = self._context is None, stamp
         try:
-            self._context = _load(self._files, self._server_side)
+            self._context = _load(self._files, self._server_side, self._verify)
         except ConfigError as exc:
             if not first:
                 log.warning("keeping the last good certificate: %s", exc, extra={"event": "tls.kept"})
@@ -61,6 +63,10 @@ class Credentials:
         if not first:
             log.info("certificate files were read again", extra={"event": "tls.reloaded"})
         return True
+
+
+def _paths(files: TlsFiles) -> tuple[str, ...]:
+    return tuple(path for path in (files.ca, files.certificate, files.key) if path)
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:
@@ -71,14 +77,14 @@ def _stamp(path: str) -> tuple[int, int, int] | None:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _load(files: TlsFiles, server_side: bool) -> ssl.SSLContext:
+def _load(files: TlsFiles, server_side: bool, verify: ssl.VerifyMode) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = verify
     context.set_alpn_protocols(["http/1.1"])
     if server_side:
         context.num_tickets = 0  # a stream lives for an hour; tickets would only be bytes before the 101
-    for path in (files.ca, files.certificate, files.key):
+    for path in _paths(files):
         try:
             Path(path).read_bytes()
         except OSError as exc:
@@ -87,6 +93,8 @@ def _load(files: TlsFiles, server_side: bool) -> ssl.SSLContext:
         context.load_verify_locations(cafile=files.ca)
     except (ssl.SSLError, OSError) as exc:
         raise ConfigError(f"{files.ca}: no CA certificate in PEM format in there") from exc
+    if not files.certificate and not server_side:
+        return context
     try:
         context.load_cert_chain(files.certificate, files.key, password=_no_passphrase)
     except (ssl.SSLError, OSError) as exc:
@@ -167,6 +175,12 @@ async def receive(stream: ssl.SSLSocket, size: int = 16 * 1024) -> bytes:
 async def send(stream: ssl.SSLSocket, data: bytes) -> None:
     """Send all of at most 16 KiB, one record. Raises ssl.SSLError or OSError."""
     await _drive(stream, lambda: stream.send(data))
+
+
+def certificate_ends_at(stream: ssl.SSLSocket) -> float | None:
+    """When the peer's verified certificate ends, as time of day; None when it has shown none."""
+    certificate = stream.getpeercert()
+    return float(ssl.cert_time_to_seconds(str(certificate["notAfter"]))) if certificate else None
 
 
 def uri_names(stream: ssl.SSLSocket) -> tuple[str, ...]:

@@ -139,8 +139,9 @@ def printable(text: str) -> str:
 # The client's side
 
 
-def upgrade_exchange(authority: str) -> Exchange:
-    """The request for the tunnel. `authority` is the server's name and port."""
+def upgrade_exchange(authority: str, token: str | None = None) -> Exchange:
+    """The request for the tunnel. `authority` is the server's name and port, `token` goes where there is no certificate."""
+    bearer = (("Authorization", f"Bearer {token}"),) if token is not None else ()
     return Exchange(
         "GET",
         f"{WELL_KNOWN}{SYMBOLIC_HOST}/{SYMBOLIC_PORT}/",
@@ -150,6 +151,7 @@ def upgrade_exchange(authority: str) -> Exchange:
             ("Upgrade", TOKEN),
             ("Capsule-Protocol", "?1"),
             ("Rhizome-Version", str(VERSION)),
+            *bearer,
         ),
     )
 
@@ -212,17 +214,22 @@ def judge_certificate(uris: Sequence[str], control_plane: str) -> Identity | Rej
     """Who a verified certificate says its holder is: it has one URI SAN, a client's of this control plane."""
     if len(uris) != 1:
         return _denied("identity", f"your certificate has {len(uris)} URI names, it must have exactly one SPIFFE ID")
+    return judge_identity(uris[0], control_plane, "certificate")
+
+
+def judge_identity(uri: str, control_plane: str, credential: str) -> Identity | Rejection:
+    """Whether whom a good credential (a `certificate` or a `token`) names may be a client of this control plane."""
     try:
-        identity = Identity.parse(uris[0])
+        identity = Identity.parse(uri)
     except ValueError as exc:
-        return _denied("identity", f"your certificate's URI name {printable(uris[0])} is not a client's: {exc}")
+        return _denied("identity", f"your {credential}'s URI name {printable(uri)} is not a client's: {exc}")
     if identity.control_plane != control_plane:
         return _denied(
             "control_plane",
-            f"your certificate is of control plane {identity.control_plane}, this server belongs to {control_plane}",
+            f"your {credential} is of control plane {identity.control_plane}, this server belongs to {control_plane}",
         )
-    if identity.role is Role.SEED_SERVER:
-        return _denied("role", "your certificate is a seed server's, it may not act as a client")
+    if identity.role in (Role.SEED_SERVER, Role.OBSERVER):
+        return _denied("role", f"your {credential} is a {identity.role.value}'s, it may not act as a client")
     return identity
 
 
@@ -322,4 +329,5 @@ def _text(raw: bytes) -> str:
 def _of_h11(exc: h11.RemoteProtocolError) -> str:
     if exc.error_status_hint == 431:
         return f"a head of more than {HEAD_MAX_BYTES} bytes"
-    return f"not an HTTP/1.1 head: {printable(str(exc))}"
+    # Behind the colon h11 repeats the line, which may be the one with the token.
+    return f"not an HTTP/1.1 head: {printable(str(exc).partition(':')[0])}"

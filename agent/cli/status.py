@@ -161,7 +161,11 @@ def _facts(status: RoleStatus) -> list[str]:
         facts.append(f"tunnel addresses: {status.addresses_used} used, {status.addresses_free} free")
     if status.egress is not None:
         facts += _egress(status.egress)
-    for name, left in (("certificate", status.certificate_expires_in_s), ("grant", status.grant_expires_in_s)):
+    for name, left in (
+        ("certificate", status.certificate_expires_in_s),
+        ("token", status.token_expires_in_s),
+        ("grant", status.grant_expires_in_s),
+    ):
         if left is not None:
             facts.append(f"{name}: {'ends in ' + duration(left) if left > 0 else 'has ended'}")
     counters = status.counters

@@ -19,12 +19,21 @@ from agent.wireguard.choose import Choice
 class Reporter:
     """One per process: it remembers since when the verdict stands."""
 
-    def __init__(self, client: Client, role: Role, control_plane: str, choice: Choice, certificate: Path) -> None:
+    def __init__(
+        self,
+        client: Client,
+        role: Role,
+        control_plane: str,
+        choice: Choice,
+        certificate: Path | None,
+        token: Path | None,
+    ) -> None:
         self._client = client
         self._role = role
         self._control_plane = control_plane
         self._choice = choice
         self._certificate = certificate
+        self._token = token
         self._since = Since(Verdict.DOWN, time.monotonic())
 
     def status(self) -> RoleStatus:
@@ -68,7 +77,8 @@ class Reporter:
                 reconnects=live.reconnects,
                 path_moves=client.direct.ladder.moves if client.direct is not None else 0,
             ),
-            certificate_expires_in_s=expires_in_s(self._certificate, wall),
+            certificate_expires_in_s=_left_s(self._certificate, wall),
+            token_expires_in_s=_left_s(self._token, wall),
             grant_expires_in_s=session.expires_in_s(now),
         )
 
@@ -83,3 +93,7 @@ class Reporter:
             status=direct.status,
             held_s=direct.ladder.held_until - now,
         )
+
+
+def _left_s(file: Path | None, wall: float) -> float | None:
+    return expires_in_s(file, wall) if file is not None else None

@@ -58,7 +58,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             software=software(),
             direct=direct,
         )
-        reporter = Reporter(client, Role.SIDECAR, settings.control_plane, on.choice, settings.tls_certificate)
+        reporter = Reporter(
+            client, Role.SIDECAR, settings.control_plane, on.choice, settings.tls_certificate, settings.token_file
+        )
         async with health(settings, reporter.status):
             await client.run(link.events(), stop)
 
@@ -89,6 +91,7 @@ def dial_config(settings: Settings) -> DialConfig:
         tls=settings.tls,
         wireguard_port=settings.wireguard_port,
         expected_identity=str(Identity(settings.control_plane, Role.SEED_SERVER)),
+        token_file=settings.token,
     )
 
 

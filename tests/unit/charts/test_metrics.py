@@ -96,7 +96,7 @@ def shoot_status(certificate: Path) -> Any:
         plane=SimpleNamespace(ifname="rz-shoot"), direct=None,
     )  # fmt: skip
     choice = SimpleNamespace(kind=SimpleNamespace(value="kernel"), reason="")
-    reporter: Any = ClientReporter(client, Role.SHOOT_CLIENT, "a", choice, certificate)  # type: ignore[arg-type]
+    reporter: Any = ClientReporter(client, Role.SHOOT_CLIENT, "a", choice, certificate, certificate)  # type: ignore[arg-type]
     return reporter.status()
 
 

@@ -56,6 +56,7 @@ class Rig:
     events: asyncio.Queue[Event]
     sent: list[Command] = field(default_factory=list)
     failure: StoreError | None = None
+    wall: float = 1_700_000_000.0
     addresses: dict[str, IPAddress] = field(default_factory=dict)
 
     async def allocate(self, identity: Identity) -> tuple[IPAddress, ...]:
@@ -64,9 +65,17 @@ class Rig:
         number = len(self.addresses) + 2
         return (self.addresses.setdefault(str(identity), ip_address(f"192.168.128.{number}")),)
 
-    def up(self, stream: int, name: str, replay: tuple[str, ...] = (), identity: str | None = None) -> None:
+    def up(
+        self,
+        stream: int,
+        name: str,
+        replay: tuple[str, ...] = (),
+        identity: str | None = None,
+        lasts_s: float | None = None,
+    ) -> None:
         uri = identity or str(Identity(CP, Role.SHOOT_CLIENT, name))
-        self.events.put_nowait(Up(stream, uri, "192.0.2.9:4000", "", 1, replay))
+        ends_at = None if lasts_s is None else self.wall + lasts_s
+        self.events.put_nowait(Up(stream, uri, "192.0.2.9:4000", "", 1, replay, ends_at))
 
     def say(self, stream: int, message: Enroll | Facts | Drain) -> None:
         self.events.put_nowait(Message(stream, encode(message)))
@@ -97,7 +106,9 @@ class Rig:
 async def _rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
     plane = await DataPlane.open(wg, FakeNetStack(host), "rz-seed", "seed-server")
     rig = Rig(host, wg, None, asyncio.Queue())  # type: ignore[arg-type]
-    rig.server = SeedServer(CHARTER, plane, rig.allocate, rig.sent.append, wireguard_port=51820, resync_s=60.0)
+    rig.server = SeedServer(
+        CHARTER, plane, rig.allocate, rig.sent.append, wireguard_port=51820, resync_s=60.0, wall=lambda: rig.wall
+    )
     return rig
 
 
@@ -279,3 +290,40 @@ async def test_a_stranger_does_not_get_in_by_the_key_of_another(rig: Rig) -> Non
     (refuse,) = await rig.answers(2)
     assert isinstance(refuse, Refuse) and refuse.reason == "key"
     assert rig.allowed()["n1"] >= {"10.250.0.2/32"}
+
+
+# What proves an identity ends
+
+
+async def test_a_grant_ends_with_the_credential_and_its_renewal_asks_for_a_newer_one(rig: Rig) -> None:
+    async with running(rig):
+        rig.up(1, "n1", lasts_s=100.0)
+        enroll = Enroll((("stream", key("n1")),), Offer())
+        rig.say(1, enroll)
+        (grant,) = await rig.answers(1)
+        assert isinstance(grant, Grant) and 90.0 < grant.lifetime_s <= 100.0
+        rig.wall += 50.0
+        rig.say(1, enroll)
+        _, grant, drain = await rig.answers(1, 3)
+        assert isinstance(grant, Grant) and 40.0 < grant.lifetime_s <= 50.0
+        assert isinstance(drain, Drain) and "newer" in drain.reason
+
+
+async def test_a_credential_that_lasts_is_not_asked_about(rig: Rig) -> None:
+    async with running(rig):
+        rig.up(1, "n1", lasts_s=86400.0)
+        for _ in range(2):
+            rig.say(1, Enroll((("stream", key("n1")),), Offer()))
+        grants = await rig.answers(1, 2)
+        assert all(isinstance(grant, Grant) and grant.lifetime_s > 3590.0 for grant in grants)
+
+
+async def test_an_ended_credential_ends_its_stream_and_opens_nothing(rig: Rig) -> None:
+    async with running(rig):
+        rig.up(1, "n1", lasts_s=0.0)
+        rig.say(1, Enroll((("stream", key("n1")),), Offer()))
+        (refuse,) = await rig.answers(1)
+        assert isinstance(refuse, Refuse) and refuse.reason == "credential"
+        async with asyncio.timeout(5):
+            while not any(isinstance(c, Close) and "has ended" in c.reason for c in rig.sent):
+                await asyncio.sleep(0.01)

@@ -31,6 +31,7 @@ EVENTS = (
     api.Message(1, 'a "text"\n\u2028\ud7ff\0'),
     api.Down(1, "eof", ""),
     api.DialFailed("tls", "words", 0.25),
+    api.Presented(3, "token", "192.0.2.1:3"),
     api.Turned((("expired", 3),), "words"),
     api.Stats(1, 2, 3, 4, 5, (("codel", 6),), None, 0.5),
 )
@@ -39,6 +40,8 @@ COMMANDS = (
     api.Configure(LISTEN),
     api.Send(1, "{}"),
     api.Close(1, "refused", 60.0),
+    api.Admit(3, "spiffe://a/b", 1.5),
+    api.Turn(3, 401, "token_expired", "words"),
     api.Redial(),
     api.GetStats(),
     api.Stop(),

@@ -1,0 +1,47 @@
+"""The gate answers the carrier's questions and lets everything else pass."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+
+from agent.carrier.api import Admit, Command, Event, GetStats, Presented, Ready, Turn
+from agent.identity import Role
+from lab.tokens import ISSUER, SUBJECT, Issuer, claims
+from seed_server.tokens.gate import Gate
+from seed_server.tokens.keys import KeyRing, Verifier
+from seed_server.tokens.policy import Subject, TokenPolicy
+
+WALL = 1_700_000_000.0
+
+
+async def test_questions_are_answered_and_other_events_pass(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    issuer = Issuer()
+
+    async def source() -> bytes:
+        return issuer.jwks()
+
+    policy = TokenPolicy("a", (ISSUER,), ("me",), (Subject(SUBJECT, Role.SHOOT_CLIENT),))
+    ring = KeyRing(ISSUER, source, lambda: 0.0, refresh_s=300.0, max_age_s=3600.0)
+    said: list[Command] = []
+    gate = Gate(Verifier(policy, {ISSUER: ring}), said.append, lambda: WALL)
+    good, bad = issuer.sign(claims("me", now=WALL)), issuer.sign(claims("you", now=WALL))
+
+    async def events() -> AsyncIterator[Event]:
+        yield Presented(1, good, "192.0.2.1:5")
+        yield Presented(2, bad, "192.0.2.1:6")
+        yield Ready(0, 7)
+
+    assert [event async for event in gate.pass_on(events())] == [Ready(0, 7)]
+    async with asyncio.timeout(5):
+        while len(said) < 2:
+            await asyncio.sleep(0.001)
+    answers = {command.visit: command for command in said if isinstance(command, Admit | Turn)}
+    assert answers[1] == Admit(1, "spiffe://a/shoot-client/node-1", WALL + 3600)
+    turn = answers[2]
+    assert isinstance(turn, Turn) and (turn.status, turn.cause) == (401, "token_audience")
+    assert GetStats() not in said
+    everything = caplog.text + repr([*said, Presented(1, good, "peer")])
+    assert not any(part in everything for token in (good, bad) for part in token.split("."))
