@@ -33,6 +33,14 @@ COMMANDS: dict[str, Command] = {
         "give the pod that it runs in routes to the shoot's nodes, pods and services",
         ("rhizome-agent sidecar --config examples/sidecar.toml --print-config",),
     ),
+    "revoke": Command(
+        "agent.cli.revoke",
+        "let somebody in no more: an entry in a seed server's deny list",
+        (
+            "rhizome-agent revoke spiffe://a/shoot-client/node-1 --deny-file deny.txt",
+            "rhizome-agent revoke spiffe://a/shoot-client/node-1 --deny-file deny.txt --undo",
+        ),
+    ),
     "cleanup": Command(
         "agent.cli.cleanup",
         "remove all that Rhizome made in this network namespace, and stop its carriers",

@@ -59,7 +59,8 @@ class ClientView:
     """What a client knows of its own tunnel. Ages in seconds, None for never. An empty text means: no such trouble.
 
     `stream` is why there is no stream ("proxy: 407 Proxy Authentication Required"), `refusal` the server's words,
-    `host` why the host could not be made as desired.
+    `host` why the host could not be made as desired. `unrenewed_s` is how long the grant lasts that cannot be renewed, None
+    while it can.
     """
 
     stream_up: bool
@@ -69,6 +70,7 @@ class ClientView:
     stream: str = ""
     refusal: str = ""
     host: str = ""
+    unrenewed_s: float | None = None
 
 
 def judge_client(view: ClientView) -> Judgement:
@@ -87,13 +89,13 @@ def _client_cause(view: ClientView, crossing: bool) -> str:
     if view.host:
         return f"this host cannot be set up: {view.host}"
     if not view.stream_up:
-        return f"there is no stream to the server ({view.stream or 'dialling'})"
+        return f"there is no stream to the server ({view.stream or 'dialling'}){_ends(view, '; the grant')}"
     if view.refusal:
         return f"the server refused us: {view.refusal}"
     if not view.granted:
         return "the server has not granted us anything yet"
     if crossing:
-        return ""
+        return _ends(view, "the grant cannot be renewed and")
     if not session_is_alive(view.handshake_age_s):
         return f"the stream is up, but WireGuard does not shake hands ({_ago('last', view.handshake_age_s)})"
     return (
@@ -102,12 +104,22 @@ def _client_cause(view: ClientView, crossing: bool) -> str:
     )
 
 
+def _ends(view: ClientView, what: str) -> str:
+    return f"{what} ends in {duration(view.unrenewed_s)}" if view.unrenewed_s is not None else ""
+
+
 def judge_server(
-    peers: Sequence[PeerHealth], ranges: Sequence[RangeHealth], *, host: str = "", turned_away: str = ""
+    peers: Sequence[PeerHealth],
+    ranges: Sequence[RangeHealth],
+    *,
+    host: str = "",
+    turned_away: str = "",
+    fenced: Sequence[str] = (),
 ) -> Judgement:
     """The verdict of a seed server about the way to the shoot.
 
-    `host` is why the host could not be made as desired, `turned_away` the last client that was not let in and why.
+    `host` is why the host could not be made as desired, `turned_away` the last client that was not let in and why, `fenced`
+    the identities that are kept out because they are at work in two places.
     """
     silent = [peer for peer in peers if not canary_is_fresh(peer.canary_age_s)]
     answering = len(peers) - len(silent)
@@ -123,6 +135,8 @@ def judge_server(
     elif silent:
         named = [f"{peer.name} ({_ago('last answer', peer.canary_age_s)})" for peer in silent]
         causes.append(f"{_of(len(silent), len(peers), 'client')} without an answer: {_some(named)}")
+    if fenced:
+        causes.append(f"at work in two places, and kept out: {_some(fenced)}")
     uncarried = [item.prefix for item in ranges if not item.carrier]
     if peers and uncarried:
         causes.append(f"{_of(len(uncarried), len(ranges), 'range')} carried by no client: {_some(uncarried)}")

@@ -47,7 +47,8 @@ class Offer:
 class Enroll:
     """Client: these are my WireGuard public keys, one per device ("stream", and perhaps "direct"), and what I could carry.
 
-    Who I am is not said here: the certificate of the stream says it. `path` is the device that I send by.
+    Who I am is not said here: the certificate or token of the stream says it. `path` is the device that I send by,
+    `process` a random word of this process, by which two that show one credential are told from one that was restarted.
     """
 
     public_keys: tuple[tuple[str, PublicKey], ...]
@@ -56,6 +57,7 @@ class Enroll:
     version_max: int = VERSION_MAX
     software: str = ""
     path: str = ""
+    process: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,7 @@ def _enroll_body(m: Enroll) -> dict[str, Any]:
         "type": "enroll",
         "versions": [m.version_min, m.version_max],
         "software": m.software,
+        "process": m.process,
         "path": m.path,
         "public_keys": {name: str(key) for name, key in m.public_keys},
         "offer": _offer_body(m.offer),
@@ -303,7 +306,13 @@ def _read_enroll(body: Mapping[str, Any]) -> Enroll:
         # We cannot know what else is in it; only the range is needed to refuse it in words.
         return Enroll((), Offer(), versions[0], versions[1], _string(body, "software"))
     return Enroll(
-        _public_keys(body), _offer(body), versions[0], versions[1], _string(body, "software"), _string(body, "path", 16)
+        _public_keys(body),
+        _offer(body),
+        versions[0],
+        versions[1],
+        _string(body, "software"),
+        _string(body, "path", 16),
+        _string(body, "process", 64),
     )
 
 

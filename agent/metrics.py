@@ -61,6 +61,7 @@ class StatusCollector(Collector):
             "prefix_moves", "Shared prefixes that went from one client to another.", (), [((), counters.moves)]
         )
         yield _counter("path_moves", "Changes from one path to the other.", (), [((), counters.path_moves)])
+        yield _counter("identity_conflicts", "Identities at work in two places.", (), [((), counters.conflicts)])
         yield _counter("reconnects", "Streams that were made after the first.", (), [((), counters.reconnects)])
         for name, help, value in (
             ("certificate_expires_in_seconds", "Until our certificate ends.", status.certificate_expires_in_s),

@@ -22,6 +22,8 @@ from agent.model import PublicKey
 ANSWER_TIMEOUT_S = 5.0  # the server answers an enroll at once; a proxy in between may be slow
 ENROLLS_MAX = 3  # unanswered on one stream before another stream is tried
 RENEW_MIN_S = 2.0  # a grant that ends with a credential gets shorter each time it is renewed
+SHORT_SHARE = 0.15  # a grant of less than so much of the longest one is about to end with our credential
+SETTLED_S = 10.0  # and a newer credential is shown within this, if there is one
 REFUSED_RETRY_S = 60.0  # after a refusal that names no time: a person has to act, but perhaps on the server's side
 
 
@@ -47,8 +49,11 @@ class Session:
     refusal: Refuse | None = None
     kicks: Counter[str] = field(default_factory=Counter)
     path: str = ""
+    process: str = ""
     _expires_at: float = 0.0
     _renew_at: float = 0.0
+    _granted_at: float = 0.0
+    _longest_s: float = 0.0
     _answer_by: float | None = None
     _asked: int = field(default=0)
 
@@ -138,6 +143,15 @@ class Session:
         """How long the grant still lasts; None without a grant."""
         return max(0.0, self._expires_at - now) if self.grant is not None else None
 
+    def unrenewed_s(self, now: float) -> float | None:
+        """How long the grant lasts when it should have been renewed by now, or was renewed for very little, as our credential
+        ends; None when there is nothing to worry about."""
+        if self.grant is None:
+            return None
+        overdue = now > self._renew_at + ANSWER_TIMEOUT_S
+        short = self.grant.lifetime_s < self._longest_s * SHORT_SHARE and now > self._granted_at + SETTLED_S
+        return self.expires_in_s(now) if overdue or short else None
+
     def _enroll(self, now: float) -> tuple[Command, ...]:
         assert self.stream is not None
         self._asked += 1
@@ -145,7 +159,7 @@ class Session:
         return (Send(self.stream, encode(self._enrollment())),)
 
     def _enrollment(self) -> Enroll:
-        return Enroll(self.public_keys, self.offer, software=self.software, path=self.path)
+        return Enroll(self.public_keys, self.offer, software=self.software, path=self.path, process=self.process)
 
     def _accept(self, grant: Grant, now: float) -> None:
         old = self.grant
@@ -158,6 +172,8 @@ class Session:
         self.state = State.JOINED
         self._answer_by = None
         self._asked = 0
+        self._granted_at = now
+        self._longest_s = max(self._longest_s, grant.lifetime_s)
         self._expires_at = now + grant.lifetime_s
         self._renew_at = now + max(grant.lifetime_s / 2, RENEW_MIN_S)
 

@@ -87,7 +87,8 @@ class RangeHealth:
 @dataclass(frozen=True, slots=True)
 class Counters:
     """Since this process started. `refused` prefixes by reason, `turned_away` connections by cause, `repairs` by step,
-    `failovers` of clients whose shared prefixes went to others, by cause; `moves` of such prefixes, back again included."""
+    `failovers` of clients whose shared prefixes went to others, by cause; `moves` of such prefixes, back again included;
+    `conflicts`: identities that were found at work in two places."""
 
     refused: Counts = ()
     turned_away: Counts = ()
@@ -96,6 +97,7 @@ class Counters:
     failovers: Counts = ()
     moves: int = 0
     path_moves: int = 0
+    conflicts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

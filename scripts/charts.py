@@ -26,7 +26,7 @@ Schema = dict[str, Any]
 SEED_OWN = {
     *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "ipam_file", "egress_listen", "egress_client_ca"),
     *("egress_tls_certificate", "egress_tls_key", "egress_socket", "egress_socket_owner", "egress_socket_mode"),
-    *("oidc_jwks_file", "oidc_ca"),
+    *("oidc_jwks_file", "oidc_ca", "deny_file"),
 }
 SHOOT_OWN = {
     *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "node_name", "node_addresses", "facts_file"),

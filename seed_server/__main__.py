@@ -15,13 +15,15 @@ from agent.carrier.api import ListenConfig
 from agent.cli.flags import load
 from agent.daemon import Base, base, carrier, configure_logging, health, retire
 from agent.dataplane import DataPlane
+from agent.denyfile import read, watch
+from agent.denylist import DenyList
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
 from agent.guard import guard_routes
 from agent.identity import Identity, Role
 from agent.model import Endpoint, IPAddress
 from agent.protected import find_protected
-from agent.run import run_command, run_daemon
+from agent.run import run_command, run_daemon, spawn
 from ipam.model import Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores import Store
@@ -35,6 +37,7 @@ from seed_server.registry import Registry
 from seed_server.reporter import Reporter
 from seed_server.server import Allocate, SeedServer
 from seed_server.settings import Settings
+from seed_server.warden import Warden
 
 #: What the alias of the direct device says.
 DIRECT_ROLE = f"{Role.SEED_SERVER.value}-direct"
@@ -71,6 +74,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             max_unauthenticated=settings.max_unauthenticated,
             tokens=bool(settings.oidc_issuers),
         )
+        warden = Warden(time.time, DenyList() if settings.deny_file is None else read(settings.deny_file))
         direct = await _direct(settings, on, bound)
         book = await _book(bound, settings.ipam_file)
         async with carrier(settings, config) as link:
@@ -83,8 +87,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 resync_s=settings.resync_s,
                 known=await _sidecars(book, settings.control_plane),
                 direct=direct,
-                wall=time.time,
+                warden=warden,
             )
+            if settings.deny_file is not None:
+                server.deny(warden.denied)
+                spawn(watch(settings.deny_file, server.deny), name="seed.denylist", vital=True)
             events = link.events()
             if settings.oidc_issuers:
                 from seed_server.tokens.setup import gate  # 20 MiB, only where it is used

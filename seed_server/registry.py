@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeVar
 
+from agent.denylist import DenyList
 from agent.identity import Identity, Role
 from agent.messages import DIRECT, STREAM, VERSION_MAX, VERSION_MIN, Enroll, Facts, Offer, Refuse
 from agent.model import IPAddress, IPNetwork, Peer, PresharedKey, PublicKey
@@ -120,10 +121,8 @@ def precheck(
     server_keys: frozenset[PublicKey],
     identity: Identity,
     enroll: Enroll,
-    credential_s: float = math.inf,
 ) -> Refuse | None:
-    """All reasons to turn a client away that need no address. None: go on to commit an address, then `admit`.
-    `credential_s` is how long its certificate or token still lasts."""
+    """All reasons to turn a client away that need no address. None: go on to commit an address, then `admit`."""
     if enroll.version_min > VERSION_MAX or enroll.version_max < VERSION_MIN:
         return Refuse(
             "version",
@@ -141,8 +140,6 @@ def precheck(
         return Refuse("forwarding", policy.no_sidecars)
     if policy.reach(identity) is None:
         return Refuse("access", f"no rule of this server's sidecar_ranges names {identity.name}")
-    if credential_s <= 0:
-        return Refuse("credential", "the certificate or token of this stream has ended", retry_after_s=5.0)
     return _judge_keys(registry, server_keys, identity, enroll)
 
 
@@ -241,6 +238,20 @@ def without(registry: Registry, gone: Iterable[Client]) -> Registry:
         for key in client.keys:
             holders.pop(key, None)
     return replace(registry, clients=MappingProxyType(clients), holders=MappingProxyType(holders), claims=claims)
+
+
+def without_adopted(registry: Registry, denied: DenyList) -> Registry:
+    """Without those of the peers that were found at start and not claimed yet who are denied, by key or by address."""
+
+    def stays(peer: Peer) -> bool:
+        holders = {registry.known.get(network.network_address) for network in peer.allowed_ips} - {None}
+        return peer.public_key not in denied.keys and denied.identities.isdisjoint(map(str, holders))
+
+    return replace(
+        registry,
+        adopted=tuple(filter(stays, registry.adopted)),
+        adopted_direct=tuple(filter(stays, registry.adopted_direct)),
+    )
 
 
 def next_expiry(registry: Registry) -> float | None:

@@ -36,6 +36,7 @@ class Seen:
     now: float
     direct_canaries: Mapping[str, Target] = field(default_factory=dict)
     direct_statuses: Iterable[PeerStatus] = ()
+    fenced: tuple[str, ...] = ()
 
 
 def peers(registry: Registry, carries: Carries, seen: Seen) -> tuple[PeerHealth, ...]:
@@ -141,4 +142,4 @@ def direct_path(seen: Seen, mtu_bytes: int, port: int) -> PathHealth:
 def judge(rows: tuple[PeerHealth, ...], carried: tuple[RangeHealth, ...], seen: Seen) -> Judgement:
     # Sidecars come and go with the pods that they are in: whether the shoot can be reached is not theirs to say.
     clients = tuple(row for row in rows if row.role == Role.SHOOT_CLIENT.value)
-    return judge_server(clients, carried, host=seen.host_error, turned_away=seen.turned_away)
+    return judge_server(clients, carried, host=seen.host_error, turned_away=seen.turned_away, fenced=seen.fenced)

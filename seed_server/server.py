@@ -19,6 +19,7 @@ from types import MappingProxyType
 from agent.canary import TICK_S, Prober
 from agent.carrier.api import Close, Command, Down, Event, GetStats, Message, Send, Stats, Turned, Up
 from agent.dataplane import DataPlane
+from agent.denylist import DenyList
 from agent.engine import Pass
 from agent.errors import BadMessage, HostError, PoolExhausted, StoreError
 from agent.identity import Identity, Role
@@ -31,7 +32,18 @@ from seed_server import desired
 from seed_server.carrying import Carrying
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
-from seed_server.registry import Admitted, Registry, admit, expire, precheck, stream_down, update_facts
+from seed_server.registry import (
+    Admitted,
+    Registry,
+    admit,
+    expire,
+    precheck,
+    stream_down,
+    update_facts,
+    without,
+    without_adopted,
+)
+from seed_server.warden import EXPELS, REVOKED, Warden
 
 log = logging.getLogger("rhizome.seed")
 
@@ -62,7 +74,7 @@ class Live:
 
 class SeedServer:
     """One control plane's server. `run` returns when `stop` is set, and leaves the data plane running. `known` is which
-    sidecar has which tunnel address, as the IPAM says at start; `wall` is the time of day, by which credentials end."""
+    sidecar has which tunnel address, as the IPAM says at start; `warden` keeps out who is not let in."""
 
     def __init__(
         self,
@@ -73,7 +85,7 @@ class SeedServer:
         *,
         wireguard_port: int,
         resync_s: float,
-        wall: Callable[[], float],
+        warden: Warden,
         known: Mapping[IPAddress, Identity] = MappingProxyType({}),
         direct: DirectSide | None = None,
     ) -> None:
@@ -101,7 +113,7 @@ class SeedServer:
         for key, peer in self._expected.items():
             self.carrying.reserve(str(key), peer.allowed_ips)
         self._wireguard_port = wireguard_port
-        self._wall = wall
+        self.warden = warden
         self._allocate = allocate
         self._send = send
         self._peers = desired.Peers()
@@ -217,6 +229,12 @@ class SeedServer:
             event.peer,
             extra={"event": "stream.up", "peer": identity.name, "stream": event.stream},
         )
+        if refuse := self.warden.at_the_door(identity):
+            said = [parse(text) for text in event.replay]
+            keys = frozenset(key for message in said if isinstance(message, Enroll) for _, key in message.public_keys)
+            self._commit(without_adopted(self.registry, DenyList(keys=keys)), ())
+            self._expel(identity, refuse)
+            return
         for text in event.replay:
             self._message(event.stream, text)
 
@@ -255,6 +273,35 @@ class SeedServer:
                 self._admitted(admitted)
                 self._tell([str(identity)])
 
+    # Who is kept out
+
+    def deny(self, denied: DenyList) -> None:
+        """The deny list is this now; who is on it goes at once."""
+        self.warden.denied = denied
+        self._commit(without_adopted(self.registry, denied), ())
+        for client in tuple(self.registry.clients.values()):
+            if self.warden.expelled(client):
+                self._expel(client.identity, Refuse(REVOKED, f"{client.identity} was revoked"))
+        for identity, _ in tuple(self.live.streams.values()):
+            if refuse := self.warden.at_the_door(identity):
+                self._expel(identity, refuse)
+
+    def _expel(self, identity: Identity, refuse: Refuse) -> None:
+        """Tell all its streams and close them, and take away its peer. Its address stays its own."""
+        for stream, (holder, _) in tuple(self.live.streams.items()):
+            if holder == identity:
+                self._send(Send(stream, encode(refuse)))
+                self._send(Close(stream, f"refused: {refuse.reason}"))
+        client = self.registry.clients.get(str(identity))
+        if client is not None:
+            log.warning(
+                "%s is out: %s",
+                identity,
+                refuse.text,
+                extra={"event": "client.expelled", "peer": identity.name, "reason": refuse.reason},
+            )
+            self._commit(without(self.registry, (client,)), (str(identity),))
+
     # Admission
 
     async def _enroll(self, stream: int, identity: Identity, enroll: Enroll) -> None:
@@ -269,7 +316,7 @@ class SeedServer:
                 self._admitted(admitted)
         if refuse is None:
             self._tell([str(identity)])
-            if renewal and self._credential_s(stream) < self.charter.policy.lifetime_s:
+            if renewal and self._left_s(stream) < self.charter.policy.lifetime_s:
                 self._send(Send(stream, encode(Drain("your credential ends: come again with a newer one"))))
             return
         self.live.refused[refuse.reason] += 1
@@ -280,12 +327,18 @@ class SeedServer:
             refuse.text,
             extra={"event": "enroll.refused", "peer": identity.name, "reason": refuse.reason},
         )
-        self._send(Send(stream, encode(refuse)))
+        if refuse.reason in EXPELS:
+            self._expel(identity, refuse)
+        else:
+            self._send(Send(stream, encode(refuse)))
 
     async def _admit(self, stream: int, identity: Identity, enroll: Enroll) -> Refuse | None:
         """None: the client is in and its peer stands on the device, or its stream has gone meanwhile."""
         own_keys, policy = self._own_keys(), self.charter.policy
-        if refuse := precheck(self.registry, policy, own_keys, identity, enroll, self._credential_s(stream)):
+        _, up = self.live.streams.get(stream, (None, None))
+        if refuse := self.warden.judge(up, identity, enroll, time.monotonic()):
+            return refuse
+        if refuse := precheck(self.registry, policy, own_keys, identity, enroll):
             return refuse
         try:
             addresses = await self._allocate(identity)
@@ -295,11 +348,11 @@ class SeedServer:
             return Refuse("store", str(exc), retry_after_s=5.0)
         if stream not in self.live.streams:
             return None
-        left_s, now = self._credential_s(stream), time.monotonic()
-        if refuse := precheck(self.registry, policy, own_keys, identity, enroll, left_s):
+        if refuse := precheck(self.registry, policy, own_keys, identity, enroll):
             return refuse  # somebody else was faster while we waited for the address
         key = dict(enroll.public_keys)[STREAM]
         psk = self._adopted_psk(key) or generate_preshared_key()
+        now, left_s = time.monotonic(), self._left_s(stream)
         self._admitted(admit(self.registry, policy, identity, enroll, addresses, psk, stream, now, left_s))
         try:
             await asyncio.wait_for(self.engine.settled(), PEER_IN_PLACE_S)
@@ -312,11 +365,8 @@ class SeedServer:
         planes = (self.plane, self.direct.plane) if self.direct is not None else (self.plane,)
         return frozenset(plane.incarnation.public_key for plane in planes)
 
-    def _credential_s(self, stream: int) -> float:
-        """How long what this stream was opened with still lasts."""
-        _, up = self.live.streams.get(stream, (None, None))
-        ends_at = up.credential_ends_at if up is not None else None
-        return ends_at - self._wall() if ends_at is not None else math.inf
+    def _left_s(self, stream: int) -> float:
+        return self.warden.left_s(self.live.streams[stream][1]) if stream in self.live.streams else math.inf
 
     def _admitted(self, admitted: Admitted) -> None:
         client = admitted.client
@@ -374,9 +424,9 @@ class SeedServer:
             registry = expire(self.registry, time.monotonic())
             if registry is not self.registry:
                 self._commit(registry, self.registry.clients.keys() - registry.clients.keys())
-            for stream in tuple(self.live.streams):
-                if self._credential_s(stream) <= 0:
-                    self._send(Close(stream, "its certificate or token has ended"))
+            for _, up in tuple(self.live.streams.values()):
+                if self.warden.left_s(up) <= 0:
+                    self._send(Close(up.stream, "its certificate or token has ended"))
             self._send(GetStats())
 
     async def _look(self) -> None:

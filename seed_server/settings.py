@@ -74,6 +74,15 @@ class Settings(RoleSettings):
     tls_certificate: Path = setting(PATH, "PEM file with our certificate chain", group=IDENTITY, file=True)
     tls_key: Path = setting(SECRET_PATH, "PEM file with the certificate's private key", group=IDENTITY, file=True)
 
+    deny_file: Path | None = setting(
+        PATH,
+        "list of identities and WireGuard public keys that are let in no more, whatever they show, which the command "
+        "revoke writes; read again when it changes; empty: none",
+        group=IDENTITY,
+        default=None,
+        file=True,
+    )
+
     oidc_issuers: tuple[str, ...] = settings(
         URL,
         "issuers of tokens that clients may show instead of a certificate, such as the one of the shoot's ServiceAccount "

@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from secrets import token_hex
 
 from agent.canary import Responder
 from agent.carrier.api import Close, Command, DialFailed, Down, Event, GetStats, Message, Ready, Stats, Up
@@ -24,6 +26,7 @@ from agent.dataplane import DataPlane
 from agent.engine import Pass
 from agent.errors import HostError
 from agent.guard import Refusal
+from agent.health import duration
 from agent.host import RemovePeer, SetPeer
 from agent.identity import Identity, Role
 from agent.messages import DIRECT, LIFETIME_MAX_S, STREAM, Offer
@@ -79,7 +82,7 @@ class Client:
         self.direct = direct
         keys = [(STREAM, plane.incarnation.public_key)]
         keys += [(DIRECT, direct.plane.incarnation.public_key)] if direct is not None else []
-        self.session = Session(tuple(keys), offer, software)
+        self.session = Session(tuple(keys), offer, software, process=token_hex(8))
         if direct is not None:
             self.session.path = direct.ladder.path.value
         self.live = Live()
@@ -90,6 +93,7 @@ class Client:
         self._send = send
         self._guard = guard
         self._kicks: Counter[str] = Counter()
+        self._warned_s = math.inf
         self._listening_on: IPAddress | None = None  # the address of the canary's socket
         self._spoken = asyncio.Event()  # the server granted or refused
         self.engine = plane.engine(self._desired, self._on_pass, resync_s)
@@ -292,6 +296,7 @@ class Client:
             await asyncio.sleep(BEAT_S)
             had_grant = self.session.grant is not None
             self._say(self.session.tick(time.monotonic()))
+            self._warn_of_the_end(self.session.unrenewed_s(time.monotonic()))
             if had_grant and self.session.grant is None:
                 log.warning(
                     "the grant ran out; the tunnel is closed until the server renews it",
@@ -299,6 +304,20 @@ class Client:
                 )
                 self.engine.wake()
             self._send(GetStats())
+
+    def _warn_of_the_end(self, left_s: float | None) -> None:
+        """Each time that half of what was left has passed."""
+        if left_s is None:
+            self._warned_s = math.inf
+        elif left_s <= self._warned_s / 2:
+            self._warned_s = left_s
+            failed = self.live.dial_failed
+            log.warning(
+                "the grant cannot be renewed and ends in %s: %s",
+                duration(left_s),
+                f"{failed.stage}: {failed.detail}" if failed else "the server does not answer, or our credential ends",
+                extra={"event": "grant.ending", "left_s": round(left_s)},
+            )
 
     async def _look(self) -> None:
         try:

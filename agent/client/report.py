@@ -42,6 +42,7 @@ class Seen:
     mtu_bytes: int
     wall: float
     direct: SeenDirect | None = None
+    unrenewed_s: float | None = None
 
     @property
     def handshake_age_s(self) -> float | None:
@@ -59,6 +60,7 @@ def judge(seen: Seen) -> Judgement:
         ClientView(
             stream_up=seen.stream_up,
             granted=seen.grant is not None,
+            unrenewed_s=seen.unrenewed_s,
             canary_age_s=_canary_age_s(seen),
             handshake_age_s=seen.handshake_age_s,
             stream=f"{failed.stage}: {failed.detail}" if failed else "",

@@ -54,6 +54,7 @@ class Reporter:
             mtu_bytes=client.mtu_bytes,
             wall=wall,
             direct=self._direct(now),
+            unrenewed_s=session.unrenewed_s(now),
         )
         judgement = report.judge(seen)
         self._since = self._since.update(judgement.verdict, now)

@@ -166,3 +166,17 @@ def test_since_keeps_the_time_of_the_change() -> None:
 )  # fmt: skip
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_grant_that_ends_is_told_with_what_is_left_of_it() -> None:
+    ending = ClientView(stream_up=True, granted=True, unrenewed_s=720.0, canary_age_s=0.5)
+    judgement = judge_client(ending)
+    assert judgement.verdict is Verdict.DEGRADED
+    assert judgement.sentence == "packets cross the tunnel, but the grant cannot be renewed and ends in 12m00s"
+    away = judge_client(ClientView(stream_up=False, granted=True, unrenewed_s=30.0, stream="tcp: refused"))
+    assert away.causes == ("there is no stream to the server (tcp: refused); the grant ends in 30s",)
+
+
+def test_a_server_names_who_is_at_work_in_two_places() -> None:
+    judgement = judge_server([], [], fenced=["spiffe://a/shoot-client/n1"])
+    assert any("at work in two places, and kept out: spiffe://a/shoot-client/n1" in cause for cause in judgement.causes)

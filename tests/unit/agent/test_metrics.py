@@ -82,6 +82,7 @@ def test_the_page_says_what_the_status_says() -> None:
         ("rhizome_repairs_total", (("step", "AddRoute"),)): 1,
         ("rhizome_reconnects_total", ()): 4,
         ("rhizome_path_moves_total", ()): 0,
+        ("rhizome_identity_conflicts_total", ()): 0,
         ("rhizome_failovers_total", (("cause", "silent"),)): 1,
         ("rhizome_prefix_moves_total", ()): 16,
         ("rhizome_clients", (("standing", "well"),)): 1,

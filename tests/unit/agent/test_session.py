@@ -7,7 +7,7 @@ import pytest
 from agent.carrier.api import Close, Command, Redial, Send
 from agent.messages import Drain, Enroll, Facts, Grant, Offer, Refuse, encode, parse
 from agent.model import PublicKey, networks
-from agent.session import ANSWER_TIMEOUT_S, ENROLLS_MAX, REFUSED_RETRY_S, Session, State
+from agent.session import ANSWER_TIMEOUT_S, ENROLLS_MAX, REFUSED_RETRY_S, RENEW_MIN_S, SETTLED_S, Session, State
 
 MINE = (("stream", PublicKey(b"m" * 32)),)
 SERVER = (("stream", PublicKey(b"s" * 32)),)
@@ -128,3 +128,23 @@ def test_a_new_key_enrols_again() -> None:
     assert s.set_public_keys(MINE, 1.0) == ()
     other = (("stream", PublicKey(b"n" * 32)),)
     assert said(s.set_public_keys(other, 1.0)) == [Enroll(other, s.offer)]
+
+
+def test_a_grant_that_cannot_be_renewed_is_worried_about() -> None:
+    s = joined()
+    assert s.unrenewed_s(50.0) is None
+    assert s.unrenewed_s(50.0 + ANSWER_TIMEOUT_S) is None
+    assert s.unrenewed_s(51.0 + ANSWER_TIMEOUT_S) == 49.0 - ANSWER_TIMEOUT_S
+    s.on_message(1, encode(GRANT), 60.0)
+    assert s.unrenewed_s(60.0) is None
+    s.tick(160.0)
+    assert s.unrenewed_s(160.0) is None
+
+
+def test_a_grant_that_ends_with_our_credential_is_renewed_at_a_bounded_rate_and_worried_about() -> None:
+    s = joined()
+    s.on_message(1, encode(replace(GRANT, lifetime_s=14.0)), 0.0)
+    assert s.unrenewed_s(5.0) is None, "a newer credential may just be on its way"
+    assert s.unrenewed_s(SETTLED_S + 1.0) == 13.0 - SETTLED_S
+    s.on_message(1, encode(replace(GRANT, lifetime_s=0.5)), 20.0)
+    assert s.tick(20.3) == () and s.next_wakeup() == 20.5 < 20.0 + RENEW_MIN_S

@@ -76,6 +76,7 @@ def seed_status(certificate: Path) -> Any:
         live=live, prober=SimpleNamespace(targets={"192.168.128.2": SimpleNamespace(age_s=lambda now: 0.1, rtt_s=0.01)}),
         carrying=SimpleNamespace(pulses={}, tally=SimpleNamespace(failovers={"silent": 1}, moves=1)),
         registry=SimpleNamespace(clients={"n1": client}), carries={}, charter=SimpleNamespace(policy=policy, mtu_bytes=1420),
+        warden=SimpleNamespace(fence=SimpleNamespace(contested=1, fenced=lambda now: ())),
         plane=SimpleNamespace(ifname="rz-seed", incarnation=SimpleNamespace(epoch="e1")), direct=None,
     )  # fmt: skip
     egress = EgressHealth(("[::]:9443",), dials=(("dial ok", 1),), latency=(("0.001", 1), ("inf", 0)))
@@ -90,7 +91,9 @@ def shoot_status(certificate: Path) -> Any:
         last_pass=None, up=SimpleNamespace(via="SNI"), dial_failed=None, status=PeerStatus(KEY, None, 1.0, 2, 3),
         stats=STATS, refused=(), steps={"AddRoute": 1}, reconnects=1,
     )  # fmt: skip
-    session = SimpleNamespace(stream=1, grant=grant, refusal=None, expires_in_s=lambda now: 1800.0)
+    session = SimpleNamespace(
+        stream=1, grant=grant, refusal=None, expires_in_s=lambda now: 1800.0, unrenewed_s=lambda now: None
+    )
     client = SimpleNamespace(
         live=live, session=session, responder=SimpleNamespace(age_s=lambda now: 0.1), mtu_bytes=1420,
         plane=SimpleNamespace(ifname="rz-shoot"), direct=None,

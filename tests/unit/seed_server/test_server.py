@@ -11,6 +11,7 @@ import pytest
 
 from agent.carrier.api import Close, Command, Down, Event, Message, Send, Up
 from agent.dataplane import DataPlane
+from agent.denylist import DenyList
 from agent.errors import PoolExhausted, StoreError
 from agent.fakes.host import FakeHost
 from agent.fakes.netstack import FakeNetStack
@@ -24,6 +25,7 @@ from seed_server.assignment import parts
 from seed_server.charter import Charter
 from seed_server.registry import Policy
 from seed_server.server import SeedServer
+from seed_server.warden import Warden
 
 CP = "shoot--garden--a"
 CHARTER = Charter(
@@ -107,7 +109,13 @@ async def _rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
     plane = await DataPlane.open(wg, FakeNetStack(host), "rz-seed", "seed-server")
     rig = Rig(host, wg, None, asyncio.Queue())  # type: ignore[arg-type]
     rig.server = SeedServer(
-        CHARTER, plane, rig.allocate, rig.sent.append, wireguard_port=51820, resync_s=60.0, wall=lambda: rig.wall
+        CHARTER,
+        plane,
+        rig.allocate,
+        rig.sent.append,
+        wireguard_port=51820,
+        resync_s=60.0,
+        warden=Warden(lambda: rig.wall),
     )
     return rig
 
@@ -327,3 +335,71 @@ async def test_an_ended_credential_ends_its_stream_and_opens_nothing(rig: Rig) -
         async with asyncio.timeout(5):
             while not any(isinstance(c, Close) and "has ended" in c.reason for c in rig.sent):
                 await asyncio.sleep(0.01)
+
+
+# Who is kept out
+
+
+async def _cut(rig: Rig, stream: int, reason: str) -> Refuse:
+    """The refusal that a stream got, once it is closed and the peer is gone."""
+    async with asyncio.timeout(5):
+        while not any(isinstance(c, Close) and c.stream == stream for c in rig.sent):
+            await asyncio.sleep(0.005)
+        while rig.allowed():
+            await asyncio.sleep(0.005)
+    said = [parse(c.text) for c in rig.sent if isinstance(c, Send) and c.stream == stream]
+    refusals = [message for message in said if isinstance(message, Refuse)]
+    assert refusals and refusals[-1].reason == reason
+    return refusals[-1]
+
+
+@pytest.mark.parametrize("by", ["identity", "key"])
+async def test_a_revoked_client_is_out_at_once_and_comes_in_no_more(rig: Rig, by: str) -> None:
+    async with running(rig):
+        await rig.joined(1, "n1")
+        who = Identity(CP, Role.SHOOT_CLIENT, "n1")
+        denied = (
+            DenyList(identities=frozenset({str(who)})) if by == "identity" else DenyList(keys=frozenset({key("n1")}))
+        )
+        rig.server.deny(denied)
+        await _cut(rig, 1, "revoked")
+        rig.events.put_nowait(Down(1, "closed", ""))
+        rig.sent.clear()
+        rig.up(2, "n1")
+        rig.say(2, Enroll((("stream", key("n1")),), Offer()))
+        await _cut(rig, 2, "revoked")
+        rig.events.put_nowait(Down(2, "closed", ""))
+        rig.server.deny(DenyList())
+        await rig.joined(3, "n1")
+        assert rig.allowed()
+
+
+async def test_a_peer_that_was_revoked_while_no_server_ran_is_not_adopted(rig: Rig) -> None:
+    async with running(rig):
+        await rig.joined(1, "n1")
+        await rig.joined(2, "n2")
+    again = await _rig(rig.host, rig.wg)
+    again.server.deny(DenyList(identities=frozenset({str(Identity(CP, Role.SHOOT_CLIENT, "n1"))})))
+    async with running(again):
+        assert set(again.allowed()) == {"n1", "n2"}
+        again.up(1, "n1", replay=(encode(Enroll((("stream", key("n1")),), Offer())),))
+        async with asyncio.timeout(5):
+            while set(again.allowed()) != {"n2"}:
+                await asyncio.sleep(0.005)
+        assert any(isinstance(c, Close) and c.stream == 1 for c in again.sent)
+
+
+async def test_two_processes_with_one_identity_are_both_out(rig: Rig) -> None:
+    async with running(rig):
+        for stream, process in ((1, "real"), (2, "thief")):
+            rig.up(stream, "n1")
+            rig.say(stream, Enroll((("stream", key(process)),), Offer(), process=process))
+            (grant,) = await rig.answers(stream)
+            assert isinstance(grant, Grant)
+        rig.events.put_nowait(Down(1, "replaced", ""))
+        rig.up(3, "n1")
+        rig.say(3, Enroll((("stream", key("real")),), Offer(), process="real"))
+        refuse = await _cut(rig, 3, "fenced")
+        assert "two places" in refuse.text and refuse.retry_after_s
+        assert not rig.server.registry.clients
+        assert rig.server.warden.fence.contested == 1
