@@ -30,6 +30,7 @@ from ipam.stores import Store
 from ipam.stores.file import FileStore
 from ipam.stores.memory import MemoryStore
 from seed_server import desired
+from seed_server.audit import Audit, AuditFile
 from seed_server.charter import Charter, charter
 from seed_server.direct import DirectSide, Secrets
 from seed_server.egress_link import egress
@@ -75,6 +76,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             tokens=bool(settings.oidc_issuers),
         )
         warden = Warden(time.time, DenyList() if settings.deny_file is None else read(settings.deny_file))
+        audit = _audit(settings)
         direct = await _direct(settings, on, bound)
         book = await _book(bound, settings.ipam_file)
         async with carrier(settings, config) as link:
@@ -88,6 +90,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 known=await _sidecars(book, settings.control_plane),
                 direct=direct,
                 warden=warden,
+                audit=audit,
             )
             if settings.deny_file is not None:
                 server.deny(warden.denied)
@@ -103,6 +106,17 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                     if proxy is not None:
                         proxy.start()
                     await server.run(events, stop)
+
+
+def _audit(settings: Settings) -> Audit | None:
+    """Raises ConfigError."""
+    if settings.audit_log is None:
+        return None
+    try:
+        file = AuditFile(settings.audit_log)
+    except OSError as exc:
+        raise ConfigError(f"audit_log: cannot write to {settings.audit_log}: {exc.strerror}") from exc
+    return Audit(settings.control_plane, file.write, time.time, time.monotonic)
 
 
 def _guard(settings: Settings) -> None:

@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from agent.canary import TICK_S, Prober
@@ -25,15 +25,18 @@ from agent.errors import BadMessage, HostError, PoolExhausted, StoreError
 from agent.identity import Identity, Role
 from agent.keys import generate_preshared_key
 from agent.messages import STREAM, Drain, Enroll, Facts, Refuse, encode, parse
-from agent.model import IPAddress, PeerStatus, PresharedKey, PublicKey, Tunnel
+from agent.model import IPAddress, PresharedKey, PublicKey, Tunnel
 from agent.pulse import Pulse, Standing
 from agent.run import spawn
 from seed_server import desired
+from seed_server.audit import Audit, Journal
 from seed_server.carrying import Carrying
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
+from seed_server.live import Live
 from seed_server.registry import (
     Admitted,
+    Client,
     Registry,
     admit,
     expire,
@@ -58,20 +61,6 @@ ADOPTED_KEPT_S = 60.0  # after a restart, clients have this long to enrol again 
 Allocate = Callable[[Identity], Awaitable[tuple[IPAddress, ...]]]
 
 
-@dataclass(slots=True)
-class Live:
-    """What the server knows besides the registry: streams, and counts for the metrics."""
-
-    streams: dict[int, tuple[Identity, Up]] = field(default_factory=dict)
-    refused: Counter[str] = field(default_factory=Counter)  # prefixes and enrolls turned down, by reason
-    turned_away: Counter[str] = field(default_factory=Counter)  # connections, by cause
-    steps: Counter[str] = field(default_factory=Counter)  # applied by the engine, by kind
-    last_turned_away: str = ""
-    stats: Stats | None = None
-    statuses: tuple[PeerStatus, ...] = ()  # WireGuard's own counters, a few seconds old
-    last_pass: Pass | None = None
-
-
 class SeedServer:
     """One control plane's server. `run` returns when `stop` is set, and leaves the data plane running. `known` is which
     sidecar has which tunnel address, as the IPAM says at start; `warden` keeps out who is not let in."""
@@ -86,6 +75,7 @@ class SeedServer:
         wireguard_port: int,
         resync_s: float,
         warden: Warden,
+        audit: Audit | None = None,
         known: Mapping[IPAddress, Identity] = MappingProxyType({}),
         direct: DirectSide | None = None,
     ) -> None:
@@ -114,6 +104,7 @@ class SeedServer:
             self.carrying.reserve(str(key), peer.allowed_ips)
         self._wireguard_port = wireguard_port
         self.warden = warden
+        self.journal = Journal(log, audit)
         self._allocate = allocate
         self._send = send
         self._peers = desired.Peers()
@@ -128,7 +119,11 @@ class SeedServer:
         spawn(self._listen(events), name="seed.events", vital=True)
         spawn(self._beat(), name="seed.beat", vital=True)
         spawn(self._ask(), name="seed.canary", vital=True)
+        words = f"the server of {self.charter.policy.control_plane}"
+        epoch, denied = self.plane.incarnation.epoch, len(self.warden.denied)
+        self.journal.note(logging.INFO, "server.started", f"{words} decides", epoch=epoch, denied=denied)
         await stop.wait()
+        self.journal.note(logging.INFO, "server.stopped", f"{words} ends; packets go on")
         self.prober.close()
         if self.direct is not None:
             self.direct.prober.close()
@@ -213,7 +208,11 @@ class SeedServer:
             elif isinstance(event, Stats):
                 self.live.stats = event
             elif isinstance(event, Turned):
-                self.live.turned_away = Counter(dict(event.counts))
+                counts = Counter(dict(event.counts))
+                for cause, count in sorted((counts - self.live.turned_away).items()):
+                    words = f"{count} connections turned away: {cause}; the last of all: {event.last_detail}"
+                    self.journal.note(logging.DEBUG, "connection.turned_away", words, reason=cause, count=count)
+                self.live.turned_away = counts
                 self.live.last_turned_away = event.last_detail
 
     def _up(self, event: Up) -> None:
@@ -223,12 +222,8 @@ class SeedServer:
             self._send(Close(event.stream, f"identity: {exc}"))
             return
         self.live.streams[event.stream] = identity, event
-        log.info(
-            "stream up: %s from %s",
-            identity,
-            event.peer,
-            extra={"event": "stream.up", "peer": identity.name, "stream": event.stream},
-        )
+        words = f"stream up: {identity} from {event.peer}"
+        self.journal.note(logging.INFO, "stream.up", words, identity, stream=event.stream, address=event.peer)
         if refuse := self.warden.at_the_door(identity):
             said = [parse(text) for text in event.replay]
             keys = frozenset(key for message in said if isinstance(message, Enroll) for _, key in message.public_keys)
@@ -241,13 +236,8 @@ class SeedServer:
     def _down(self, event: Down) -> None:
         identity, _ = self.live.streams.pop(event.stream, (None, None))
         if identity is not None:
-            log.info(
-                "stream down: %s: %s %s",
-                identity,
-                event.reason,
-                event.detail,
-                extra={"event": "stream.down", "peer": identity.name, "stream": event.stream, "reason": event.reason},
-            )
+            words = f"stream down: {identity}: {event.reason} {event.detail}"
+            self.journal.note(logging.INFO, "stream.down", words, identity, stream=event.stream, reason=event.reason)
             key = str(identity)
             self._commit(stream_down(self.registry, key, event.stream, time.monotonic()), (key,))
 
@@ -277,6 +267,9 @@ class SeedServer:
 
     def deny(self, denied: DenyList) -> None:
         """The deny list is this now; who is on it goes at once."""
+        if denied != self.warden.denied:
+            words = f"the deny list has {len(denied)} entries"
+            self.journal.note(logging.INFO, "policy.changed", words, denied=len(denied))
         self.warden.denied = denied
         self._commit(without_adopted(self.registry, denied), ())
         for client in tuple(self.registry.clients.values()):
@@ -294,12 +287,8 @@ class SeedServer:
                 self._send(Close(stream, f"refused: {refuse.reason}"))
         client = self.registry.clients.get(str(identity))
         if client is not None:
-            log.warning(
-                "%s is out: %s",
-                identity,
-                refuse.text,
-                extra={"event": "client.expelled", "peer": identity.name, "reason": refuse.reason},
-            )
+            words = f"{identity} is out: {refuse.text}"
+            self.journal.note(logging.WARNING, "client.expelled", words, identity, reason=refuse.reason)
             self._commit(without(self.registry, (client,)), (str(identity),))
 
     # Admission
@@ -316,21 +305,38 @@ class SeedServer:
                 self._admitted(admitted)
         if refuse is None:
             self._tell([str(identity)])
+            self._note_grant(identity, stream, known)
             if renewal and self._left_s(stream) < self.charter.policy.lifetime_s:
                 self._send(Send(stream, encode(Drain("your credential ends: come again with a newer one"))))
             return
         self.live.refused[refuse.reason] += 1
-        log.warning(
-            "enroll of %s refused: %s: %s",
-            identity,
-            refuse.reason,
-            refuse.text,
-            extra={"event": "enroll.refused", "peer": identity.name, "reason": refuse.reason},
-        )
+        words = f"enroll of {identity} refused: {refuse.reason}: {refuse.text}"
+        self.journal.note(logging.WARNING, "enroll.refused", words, identity, stream=stream, reason=refuse.reason)
         if refuse.reason in EXPELS:
             self._expel(identity, refuse)
         else:
             self._send(Send(stream, encode(refuse)))
+
+    def _note_grant(self, identity: Identity, stream: int, before: Client | None) -> None:
+        client = self.registry.clients.get(str(identity))
+        if client is None:
+            return
+        keys = tuple(map(str, client.keys))
+        if before is not None and before.keys != client.keys:
+            words = f"{identity} came with other WireGuard keys"
+            self.journal.note(logging.INFO, "key.changed", words, identity, public_keys=keys)
+        self.journal.note(
+            logging.DEBUG,
+            "enroll.granted",
+            f"{identity} is in",
+            identity,
+            stream=stream,
+            public_keys=keys,
+            addresses=tuple(map(str, client.addresses)),
+            prefixes=tuple(map(str, client.own + client.shared + client.routes)),
+            lifetime_s=round(client.expires_at - time.monotonic()),
+            renewal=before is not None and before.stream == stream,
+        )
 
     async def _admit(self, stream: int, identity: Identity, enroll: Enroll) -> Refuse | None:
         """None: the client is in and its peer stands on the device, or its stream has gone meanwhile."""
@@ -374,11 +380,10 @@ class SeedServer:
         self.live.refused.update(refusal.reason for refusal in client.refused)
         if known is None or known.refused != client.refused:
             for refusal in client.refused:
-                log.warning(
-                    "%s may not carry %s",
-                    client.identity,
-                    refusal.text,
-                    extra={"event": "prefix.refused", "peer": client.identity.name, "reason": refusal.reason},
+                words = f"{client.identity} may not carry {refusal.text}"
+                prefix, reason = str(refusal.prefix), refusal.reason
+                self.journal.note(
+                    logging.WARNING, "prefix.refused", words, client.identity, prefix=prefix, reason=reason
                 )
         self._commit(admitted.registry, (str(client.identity),))
 
@@ -406,15 +411,16 @@ class SeedServer:
             self.direct.judge(now)
         version, moves = self.carrying.version, self.carrying.tally.moves
         for key in self.carrying.judge_all(now):
-            pulse, name = self.carrying.pulses[key], self.registry.clients[key].identity.name
+            pulse, who = self.carrying.pulses[key], self.registry.clients[key].identity
             if pulse.standing is Standing.LOST:
-                log.warning("%s is lost: %s", name, pulse.cause.words, extra={"event": "client.lost", "peer": name})
+                words = f"{who.name} is lost: {pulse.cause.words}"
+                self.journal.note(logging.WARNING, "client.lost", words, who, reason=pulse.cause.value)
             elif pulse.standing is Standing.WELL:
-                log.info("%s is well", name, extra={"event": "client.well", "peer": name})
+                self.journal.note(logging.INFO, "client.well", f"{who.name} is well", who)
         if version != self.carrying.version:
             self.engine.wake()
         if moved := self.carrying.tally.moves - moves:
-            log.info("%d shared prefixes change hands", moved, extra={"event": "prefixes.moved", "count": moved})
+            self.journal.note(logging.INFO, "prefixes.moved", f"{moved} shared prefixes change hands", count=moved)
 
     async def _beat(self) -> None:
         for beat in itertools.count():
@@ -423,10 +429,15 @@ class SeedServer:
             await asyncio.sleep(BEAT_S)
             registry = expire(self.registry, time.monotonic())
             if registry is not self.registry:
-                self._commit(registry, self.registry.clients.keys() - registry.clients.keys())
-            for _, up in tuple(self.live.streams.values()):
+                gone = self.registry.clients.keys() - registry.clients.keys()
+                for who in [self.registry.clients[key].identity for key in gone]:
+                    self.journal.note(logging.WARNING, "grant.expired", f"{who} is out: its grant was not renewed", who)
+                self._commit(registry, gone)
+            for who, up in tuple(self.live.streams.values()):
                 if self.warden.left_s(up) <= 0:
-                    self._send(Close(up.stream, "its certificate or token has ended"))
+                    words = "its certificate or token has ended"
+                    self.journal.note(logging.INFO, "credential.ended", f"{who}: {words}", who, stream=up.stream)
+                    self._send(Close(up.stream, words))
             self._send(GetStats())
 
     async def _look(self) -> None:

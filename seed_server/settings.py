@@ -235,6 +235,12 @@ class Settings(RoleSettings):
         default=256,
     )
 
+    audit_log: Path | None = setting(
+        PATH,
+        "file for one JSON line per decision about clients, such as /dev/stdout (docs/audit.md); empty: none",
+        group=OPERATION,
+        default=None,
+    )
     ipam_file: Path | None = setting(
         PATH,
         "file that remembers who has which tunnel address; empty: memory only",

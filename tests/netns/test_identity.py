@@ -14,6 +14,7 @@ from lab.daemons import Daemon, program
 from lab.lab import Lab
 from lab.processes import wait_until
 from lab.tokens import ISSUER, SUBJECT, Issuer, claims
+from seed_server.audit import COMMON, SCHEMA
 
 pytestmark = pytest.mark.netns
 
@@ -117,7 +118,8 @@ def test_a_revoked_client_is_cut_within_five_seconds_and_stays_out(make_lab: Cal
     lab = make_lab("envoy-connect")
     deny = lab.seed.directory / "deny.txt"
     deny.touch()
-    server, client = lab.seed_server(deny_file=str(deny)), lab.shoot_client()
+    audit = lab.seed.directory / "audit.log"
+    server, client = lab.seed_server(deny_file=str(deny), audit_log=str(audit)), lab.shoot_client()
     start(server, client)
     assert crosses(lab)
 
@@ -137,6 +139,13 @@ def test_a_revoked_client_is_cut_within_five_seconds_and_stays_out(make_lab: Cal
     revoke(lab, deny, "--undo")
     client.wait_ready(90)
     assert crosses(lab)
+
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert {line["event"] for line in lines} >= {
+        *("server.started", "stream.up", "enroll.granted", "client.expelled", "stream.down", "policy.changed"),
+    }
+    for line in lines:
+        assert line.keys() <= COMMON.keys() | set(SCHEMA[line["event"]].fields), line
 
 
 def test_a_client_that_was_revoked_while_no_server_ran_is_cut_by_the_next_one(make_lab: Callable[..., Lab]) -> None:
