@@ -143,6 +143,11 @@ def seed_schema() -> Schema:
             annotations=WORDS,
             ipFamilyPolicy=choice("SingleStack", "PreferDualStack", "RequireDualStack"),
         ),
+        oidc=closed(
+            configMapName=SECRET_NAME,
+            caKey=text(pattern="^[-._a-zA-Z0-9]*$"),
+            jwksKey=text(pattern="^[-._a-zA-Z0-9]*$"),
+        ),
         egress=closed(
             enabled=FLAG,
             listen=text(pattern=_PATTERNS[id(LISTEN)]),
@@ -173,7 +178,12 @@ def shoot_schema() -> Schema:
         "Values of rhizome-shoot-client",
         settings=table(shoot_client.settings.Settings, SHOOT_OWN),
         tls=closed(
-            source=choice("secret", "csi", "hostPath"),
+            source=choice("secret", "csi", "hostPath", "token"),
+            token=closed(
+                caSecret=closed(name=SECRET_NAME, key=FILE),
+                audience=text("the seed server's, as its oidc_audiences say"),
+                expirationSeconds={"type": "integer", "minimum": 600, "description": "Kubernetes' own least is 600"},
+            ),
             secret=closed(name=SECRET_NAME, keys=KEYS),
             csi=closed(issuer=ISSUER, duration=DURATION),
             hostPath=closed(path=text("an absolute path", pattern="^$|^/"), keys=KEYS),

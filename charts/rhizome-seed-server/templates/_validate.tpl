@@ -16,6 +16,9 @@
 {{- else if not .Values.tls.secretName }}
 {{- fail "tls.secretName: required: a Secret with ca.crt, tls.crt and tls.key (rhizome-agent pki makes them), or switch tls.certManager on" }}
 {{- end }}
+{{- if and (or .Values.oidc.caKey .Values.oidc.jwksKey) (not .Values.oidc.configMapName) }}
+{{- fail "oidc.configMapName: required: the ConfigMap with oidc.caKey and oidc.jwksKey" }}
+{{- end }}
 {{- if and .Values.egress.enabled (not .Values.egress.clientCA.secretName) }}
 {{- fail "egress.clientCA.secretName: required: without a CA of its clients nobody could be told from anybody; name a Secret with kube-apiserver's" }}
 {{- end }}
@@ -39,6 +42,12 @@
   "tls_key" (printf "/etc/rhizome/tls/%s" .Values.tls.keys.key)
   "runtime_dir" "/run/rhizome"
   "ipam_file" "/var/lib/rhizome/addresses.log" }}
+{{- if .Values.oidc.caKey }}
+{{- $_ := set $ours "oidc_ca" (printf "/etc/rhizome/oidc/%s" .Values.oidc.caKey) }}
+{{- end }}
+{{- if .Values.oidc.jwksKey }}
+{{- $_ := set $ours "oidc_jwks_file" (printf "/etc/rhizome/oidc/%s" .Values.oidc.jwksKey) }}
+{{- end }}
 {{- if .Values.egress.enabled }}
 {{- $_ := set $ours "egress_listen" (list .Values.egress.listen) }}
 {{- $_ := set $ours "egress_client_ca" (printf "/etc/rhizome/egress-client-ca/%s" .Values.egress.clientCA.key) }}

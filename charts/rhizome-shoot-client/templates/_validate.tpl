@@ -20,6 +20,10 @@
 {{- if not .Values.tls.csi.issuer.name }}
 {{- fail "tls.csi.issuer.name: required: an issuer of this control plane's CA" }}
 {{- end }}
+{{- else if eq .Values.tls.source "token" }}
+{{- if not .Values.tls.token.caSecret.name }}
+{{- fail "tls.token.caSecret.name: required: a Secret with the CA of the seed server's certificate; the token is shown to nobody else" }}
+{{- end }}
 {{- else if not .Values.tls.hostPath.path }}
 {{- fail "tls.hostPath.path: required: the directory on each node with ca.crt, tls.crt and tls.key" }}
 {{- end }}

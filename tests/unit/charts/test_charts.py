@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (SHOOT, {"settings": {"server": ""}}, "settings.server: required: host:port of the seed server"),
     (SHOOT, {"settings": {"node_name": "x"}}, "Additional property node_name is not allowed"),
     (SHOOT, {"tls": {"secret": {"keys": {"certificate": "tls.crt"}}}}, "all nodes would share one identity"),
-    (SHOOT, {"tls": {"source": "token"}}, 'must be one of the following: "secret", "csi", "hostPath"'),
+    (SHOOT, {"tls": {"source": "mail"}}, 'must be one of the following: "secret", "csi", "hostPath", "token"'),
+    (SHOOT, {"tls": {"source": "token"}}, "tls.token.caSecret.name: required"),
+    (SHOOT, {"tls": {"source": "token", "token": {"expirationSeconds": 60}}}, "Must be greater than or equal to 600"),
+    (SEED, {"oidc": {"caKey": "ca.crt"}}, "oidc.configMapName: required"),
     (SHOOT, {"podMonitor": {"enabled": True}}, "Prometheus could not reach it"),
 ]  # fmt: skip
 
@@ -225,3 +229,29 @@ def test_the_generated_files_are_what_the_code_says() -> None:
 
     for path, content in files().items():
         assert path.read_text(encoding="utf-8") == content, f"{path.relative_to(ROOT)} is stale: run make docs"
+
+
+def test_a_token_takes_the_place_of_the_certificate() -> None:
+    """What the one chart projects is what the other one's server accepts."""
+    values: dict[str, Any] = {"tls": {"source": "token", "token": {"caSecret": {"name": "vpn-ca"}}}}
+    found = objects(text(*CASES["shoot-client"], values=values))
+    spec = pod(found)["spec"]
+    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "tls"]
+    ca, token = (next(iter(source.values())) for source in volume["projected"]["sources"])
+    assert ca == {"name": "vpn-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    env = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
+    assert env["RHIZOME_TOKEN_FILE"] == f"/etc/rhizome/tls/{token['path']}"
+    assert not {"RHIZOME_TLS_CERTIFICATE", "RHIZOME_TLS_KEY"} & env.keys()
+    assert spec["automountServiceAccountToken"] is False, "its own token is for the seed server alone"
+
+    settings = {
+        "oidc_issuers": ["https://api.shoot.example"],
+        "oidc_subjects": [f"system:serviceaccount:kube-system:{spec['serviceAccountName']}=shoot-client"],
+    }
+    oidc = {"configMapName": "issuer", "caKey": "ca.crt", "jwksKey": "jwks.json"}
+    server = objects(text(*CASES["seed-server"], values={"settings": settings, "oidc": oidc}))
+    config = tomllib.loads(only(server, "ConfigMap")["data"]["config.toml"])
+    assert config["oidc_ca"] == "/etc/rhizome/oidc/ca.crt" and config["oidc_jwks_file"] == "/etc/rhizome/oidc/jwks.json"
+    assert token["audience"] == f"spiffe://{config['control_plane']}/seed-server" and "oidc_audiences" not in config
+    (mount,) = [m for m in pod(server)["spec"]["containers"][0]["volumeMounts"] if m["name"] == "oidc"]
+    assert mount["mountPath"] == "/etc/rhizome/oidc"
