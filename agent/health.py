@@ -88,6 +88,8 @@ def _client_cause(view: ClientView, crossing: bool) -> str:
     """The first broken link of the chain host, stream, grant, handshake, canary; what follows from it is not told."""
     if view.host:
         return f"this host cannot be set up: {view.host}"
+    if view.refusal and not view.stream:
+        return f"the server refused us: {view.refusal}"
     if not view.stream_up:
         return f"there is no stream to the server ({view.stream or 'dialling'}){_ends(view, '; the grant')}"
     if view.refusal:

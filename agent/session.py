@@ -23,7 +23,7 @@ ANSWER_TIMEOUT_S = 5.0  # the server answers an enroll at once; a proxy in betwe
 ENROLLS_MAX = 3  # unanswered on one stream before another stream is tried
 RENEW_MIN_S = 2.0  # a grant that ends with a credential gets shorter each time it is renewed
 SHORT_SHARE = 0.15  # a grant of less than so much of the longest one is about to end with our credential
-SETTLED_S = 10.0  # and a newer credential is shown within this, if there is one
+SETTLED_S = 3.0  # and a newer credential is shown within this, if there is one
 REFUSED_RETRY_S = 60.0  # after a refusal that names no time: a person has to act, but perhaps on the server's side
 
 
@@ -52,7 +52,7 @@ class Session:
     process: str = ""
     _expires_at: float = 0.0
     _renew_at: float = 0.0
-    _granted_at: float = 0.0
+    _short_since: float | None = None
     _longest_s: float = 0.0
     _answer_by: float | None = None
     _asked: int = field(default=0)
@@ -149,7 +149,7 @@ class Session:
         if self.grant is None:
             return None
         overdue = now > self._renew_at + ANSWER_TIMEOUT_S
-        short = self.grant.lifetime_s < self._longest_s * SHORT_SHARE and now > self._granted_at + SETTLED_S
+        short = self._short_since is not None and now > self._short_since + SETTLED_S
         return self.expires_in_s(now) if overdue or short else None
 
     def _enroll(self, now: float) -> tuple[Command, ...]:
@@ -172,8 +172,9 @@ class Session:
         self.state = State.JOINED
         self._answer_by = None
         self._asked = 0
-        self._granted_at = now
         self._longest_s = max(self._longest_s, grant.lifetime_s)
+        is_short = grant.lifetime_s < self._longest_s * SHORT_SHARE
+        self._short_since = (self._short_since or now) if is_short else None
         self._expires_at = now + grant.lifetime_s
         self._renew_at = now + max(grant.lifetime_s / 2, RENEW_MIN_S)
 

@@ -225,9 +225,11 @@ class SeedServer:
         words = f"stream up: {identity} from {event.peer}"
         self.journal.note(logging.INFO, "stream.up", words, identity, stream=event.stream, address=event.peer)
         if refuse := self.warden.at_the_door(identity):
-            said = [parse(text) for text in event.replay]
-            keys = frozenset(key for message in said if isinstance(message, Enroll) for _, key in message.public_keys)
-            self._commit(without_adopted(self.registry, DenyList(keys=keys)), ())
+            words = f"{identity} is not let in: {refuse.text}"
+            self.journal.note(
+                logging.WARNING, "enroll.refused", words, identity, stream=event.stream, reason=refuse.reason
+            )
+            self._commit(without_adopted(self.registry, DenyList(keys=_keys_in(event.replay))), ())
             self._expel(identity, refuse)
             return
         for text in event.replay:
@@ -449,3 +451,16 @@ class SeedServer:
         if self.direct is not None:
             await self.direct.look()
         self.live.statuses = device.statuses if device is not None else ()
+
+
+def _keys_in(replay: Iterable[str]) -> frozenset[PublicKey]:
+    """The WireGuard keys that a client has named on its stream before this server attached to it."""
+    keys: set[PublicKey] = set()
+    for text in replay:
+        try:
+            message = parse(text)
+        except BadMessage:
+            continue
+        if isinstance(message, Enroll):
+            keys.update(key for _, key in message.public_keys)
+    return frozenset(keys)

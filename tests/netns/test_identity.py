@@ -124,16 +124,14 @@ def test_a_revoked_client_is_cut_within_five_seconds_and_stays_out(make_lab: Cal
     assert crosses(lab)
 
     revoke(lab, deny)
-    start_s = time.monotonic()
     wait_until(lambda: not peers(lab), "the peer's removal", 5)
     assert not crosses(lab)
-    assert time.monotonic() - start_s < 5 + 1.5  # the last question waits for its time limit
     wait_until(lambda: not client.ready(), "the client knowing it", 10)
-    assert "was revoked" in client.status().sentence
+    wait_until(lambda: "was revoked" in client.status().sentence, "the client saying why", 30)
 
     server.kill()
     server.start()
-    wait_until(lambda: "is out" in server.log() or "revoked" in server.log(), "a refusal after the restart", 90)
+    wait_until(lambda: "is not let in" in server.log(), "a refusal after the restart", 90)
     assert not peers(lab) and not crosses(lab)
 
     revoke(lab, deny, "--undo")

@@ -177,6 +177,11 @@ def test_a_grant_that_ends_is_told_with_what_is_left_of_it() -> None:
     assert away.causes == ("there is no stream to the server (tcp: refused); the grant ends in 30s",)
 
 
+def test_a_refusal_that_ended_the_stream_is_the_cause() -> None:
+    refused = ClientView(stream_up=False, granted=False, refusal="revoked: you were revoked")
+    assert judge_client(refused).causes == ("the server refused us: revoked: you were revoked",)
+
+
 def test_a_server_names_who_is_at_work_in_two_places() -> None:
     judgement = judge_server([], [], fenced=["spiffe://a/shoot-client/n1"])
     assert any("at work in two places, and kept out: spiffe://a/shoot-client/n1" in cause for cause in judgement.causes)

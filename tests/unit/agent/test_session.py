@@ -143,8 +143,11 @@ def test_a_grant_that_cannot_be_renewed_is_worried_about() -> None:
 
 def test_a_grant_that_ends_with_our_credential_is_renewed_at_a_bounded_rate_and_worried_about() -> None:
     s = joined()
-    s.on_message(1, encode(replace(GRANT, lifetime_s=14.0)), 0.0)
-    assert s.unrenewed_s(5.0) is None, "a newer credential may just be on its way"
-    assert s.unrenewed_s(SETTLED_S + 1.0) == 13.0 - SETTLED_S
+    s.on_message(1, encode(replace(GRANT, lifetime_s=14.0)), 1.0)
+    assert s.unrenewed_s(2.0) is None, "a newer credential may just be on its way"
+    s.on_message(1, encode(replace(GRANT, lifetime_s=7.0)), 8.0)
+    assert s.unrenewed_s(8.0) == 7.0 and SETTLED_S < 7.0, "short since 1.0, however often it is renewed"
     s.on_message(1, encode(replace(GRANT, lifetime_s=0.5)), 20.0)
     assert s.tick(20.3) == () and s.next_wakeup() == 20.5 < 20.0 + RENEW_MIN_S
+    s.on_message(1, encode(GRANT), 20.4)
+    assert s.unrenewed_s(25.0) is None

@@ -382,7 +382,7 @@ async def test_a_peer_that_was_revoked_while_no_server_ran_is_not_adopted(rig: R
     again.server.deny(DenyList(identities=frozenset({str(Identity(CP, Role.SHOOT_CLIENT, "n1"))})))
     async with running(again):
         assert set(again.allowed()) == {"n1", "n2"}
-        again.up(1, "n1", replay=(encode(Enroll((("stream", key("n1")),), Offer())),))
+        again.up(1, "n1", replay=("garbage", encode(Enroll((("stream", key("n1")),), Offer()))))
         async with asyncio.timeout(5):
             while set(again.allowed()) != {"n2"}:
                 await asyncio.sleep(0.005)
