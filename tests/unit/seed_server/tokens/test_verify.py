@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes, hmac
+from joserfc.errors import SecurityWarning
+from joserfc.jwk import RSAKey
 
 from agent.errors import BadMessage
 from agent.identity import Identity, Role
@@ -196,6 +198,13 @@ def test_a_key_set(issuer: Issuer, rsa: Issuer) -> None:
 def test_what_is_no_key_set(text: bytes) -> None:
     with pytest.raises(BadMessage):
         parse_jwks(text)
+
+
+def test_a_key_that_is_too_short_is_left_out(issuer: Issuer) -> None:
+    with pytest.warns(SecurityWarning):
+        short = RSAKey.generate_key(1024, {"kid": "short"})
+    rows = [issuer.key.as_dict(private=False), short.as_dict(private=False)]
+    assert set(parse_jwks(json.dumps({"keys": rows}).encode())) == {"key-1"}
 
 
 def test_two_keys_of_one_name_are_an_attack_or_a_mistake(issuer: Issuer) -> None:
