@@ -90,6 +90,8 @@ class Egress:
 class ControlPlane:
     """etcd and kube-apiserver in one place, reachable at `address`. `egress` None: kube-apiserver dials everything itself.
 
+    `own_issuer`: it issues tokens in the name of its own URL, where its keys can be discovered from outside of the cluster.
+
     `options` are more flags of kube-apiserver, which win over those set here, e.g. ["--enable-aggregator-routing=true"].
     """
 
@@ -101,6 +103,7 @@ class ControlPlane:
         egress: Egress | None = None,
         service_networks: Sequence[str] = ("10.50.0.0/24",),
         options: Sequence[str] = (),
+        own_issuer: bool = False,
     ) -> None:
         self.place = place
         self.address = address
@@ -112,6 +115,7 @@ class ControlPlane:
         self._egress = egress
         self._service_networks = service_networks
         self._options = options
+        self._own_issuer = own_issuer
         self._port = free_port()
         self.processes: list[Process] = []
 
@@ -237,7 +241,7 @@ class ControlPlane:
             f"--tls-private-key-file={serving.key}",
             f"--client-ca-file={self.ca.certificate}",
             "--authorization-mode=Node,RBAC",
-            f"--service-account-issuer={_SERVICE_ACCOUNT_ISSUER}",
+            f"--service-account-issuer={self.url if self._own_issuer else _SERVICE_ACCOUNT_ISSUER}",
             f"--service-account-key-file={accounts.certificate}",
             f"--service-account-signing-key-file={accounts.key}",
             f"--service-cluster-ip-range={','.join(self._service_networks)}",
