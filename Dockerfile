@@ -24,7 +24,7 @@ RUN HOME=/out /src/install-wireguard-go && test -x /out/.cache/rhizome/bin/wireg
 
 FROM python:${PYTHON}-slim-${DEBIAN} AS wheel
 WORKDIR /src
-# Nothing that was not locked (scripts/lock) gets in. Without the extra `wgconf`: it would bring AGPL-3.0 code (docs/adr/0004).
+# Nothing that was not locked (scripts/lock) gets in. With the extra `kubernetes`, without `wgconf`: it would bring AGPL-3.0 code (docs/adr/0004).
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
 COPY requirements.lock requirements-build.lock ./
 RUN python -m venv /opt/rhizome && /opt/rhizome/bin/pip install --require-hashes -r requirements.lock \
@@ -41,10 +41,11 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels 
  && python -m compileall -q --invalidation-mode unchecked-hash /opt/rhizome/lib
 
 FROM python:${PYTHON}-slim-${DEBIAN}
+# Lists, logs and a cache would make each build another one.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends iproute2 nftables tini \
- && rm -rf /var/lib/apt/lists/* \
+ && rm -rf /var/lib/apt/lists/* /var/log/apt/* /var/log/dpkg.log /var/cache/ldconfig/aux-cache \
  && groupadd --gid 65532 rhizome && useradd --uid 65532 --gid 65532 --no-create-home --shell /usr/sbin/nologin rhizome \
  && install -d -m 0700 /run/rhizome /var/lib/rhizome
 COPY --from=wireguard-go /out/.cache/rhizome/bin/wireguard-go /usr/local/bin/

@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import agent.sidecar.settings
 import seed_server.settings
 import shoot_client.settings
 from agent.kinds import ADDRESS, CIDR, LABEL, LISTEN, TARGET
@@ -26,12 +27,15 @@ Schema = dict[str, Any]
 SEED_OWN = {
     *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "ipam_file", "egress_listen", "egress_client_ca"),
     *("egress_tls_certificate", "egress_tls_key", "egress_socket", "egress_socket_owner", "egress_socket_mode"),
-    *("oidc_jwks_file", "oidc_ca", "deny_file"),
+    *("direct_secret", "oidc_jwks_file", "oidc_ca", "deny_file"),
 }
 SHOOT_OWN = {
-    *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "node_name", "node_addresses", "facts_file"),
+    *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "node_name", "node_addresses", "facts_file", "kubeconfig"),
     *("proxy_credentials_file", "token_file"),
 }
+
+#: Of a sidecar, likewise.
+SIDECAR_OWN = {"control_plane", "tls_ca", "tls_certificate", "tls_key", "runtime_dir", "health_listen"}
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _PATTERNS = {
@@ -121,6 +125,17 @@ def _schema(title: str, **properties: Schema) -> Schema:
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": title, **body}
 
 
+def _sidecar() -> Schema:
+    issuer = ISSUER | {"required": ["name"]}
+    shape = closed(
+        name=text(pattern="^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"),
+        tls=closed(secretName=SECRET_NAME, csi=closed(issuer=issuer, duration=DURATION)),
+        healthPort={"type": "integer", "minimum": 1, "maximum": 65535},
+        settings=table(agent.sidecar.settings.Settings, SIDECAR_OWN),
+    )
+    return shape | {"required": ["name", "tls"]}
+
+
 def seed_schema() -> Schema:
     return _schema(
         "Values of rhizome-seed-server",
@@ -141,6 +156,7 @@ def seed_schema() -> Schema:
             name=text(pattern="^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"),
             type=choice("ClusterIP", "NodePort", "LoadBalancer"),
             annotations=WORDS,
+            clusterIP=text(pattern="^$|^[0-9a-fA-F:.]+$"),
             ipFamilyPolicy=choice("SingleStack", "PreferDualStack", "RequireDualStack"),
         ),
         oidc=closed(
@@ -155,6 +171,7 @@ def seed_schema() -> Schema:
             certificate=closed(secretName=SECRET_NAME),
             selector=closed(enabled=FLAG, caBundle=text(), clientCert=text(), clientKey=text()),
         ),
+        sidecars={"type": "array", "items": _sidecar()},
         persistence=closed(
             enabled=FLAG,
             size=text(pattern="^[0-9]+(Ki|Mi|Gi)$"),
@@ -168,7 +185,12 @@ def seed_schema() -> Schema:
         topologySpreadConstraints=OBJECTS,
         podDisruptionBudget=closed(enabled=FLAG),
         networkPolicy=closed(
-            enabled=FLAG, tunnelFrom=OBJECTS, egressFrom=OBJECTS, metricsFrom=OBJECTS, extraEgress=OBJECTS
+            enabled=FLAG,
+            tunnelFrom=OBJECTS,
+            directFrom=OBJECTS,
+            egressFrom=OBJECTS,
+            metricsFrom=OBJECTS,
+            extraEgress=OBJECTS,
         ),
     )
 
@@ -188,6 +210,7 @@ def shoot_schema() -> Schema:
             csi=closed(issuer=ISSUER, duration=DURATION),
             hostPath=closed(path=text("an absolute path", pattern="^$|^/"), keys=KEYS),
         ),
+        nodeObject=closed(names={"type": "array", "items": text(pattern="^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")}),
         proxyCredentials=closed(secretName=SECRET_NAME, key=FILE),
         extraEnv=OBJECTS,
         cleanup=FLAG,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.helm import CHARTS, EXAMPLES, MATRIX, ROOT, SEED, HelmError, Values, helm, objects, pod, text
+from lab.helm import CHARTS, EXAMPLES, MATRIX, ROOT, SEED, HelmError, Values, helm, objects, only, pod, text
 from lab.kube import ControlPlane, Here
 
 pytestmark = pytest.mark.kube
@@ -40,10 +40,13 @@ def full(chart: str) -> Path:
 
 
 def everything(plane: ControlPlane, namespace: str) -> set[str]:
-    """All objects of a namespace, events aside."""
+    """All objects of a namespace, events aside, and what charts make outside of any."""
     verbs = plane.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
     kinds = ",".join(sorted(kind for kind in verbs if not kind.startswith(("events", "pods.metrics"))))
-    return set(plane.kubectl("get", kinds, "--namespace", namespace, "--output=name").split())
+    rbac = plane.kubectl(
+        "get", "clusterroles,clusterrolebindings", "--output=name", "--selector=app.kubernetes.io/part-of=rhizome"
+    )
+    return {*plane.kubectl("get", kinds, "--namespace", namespace, "--output=name").split(), *rbac.split()}
 
 
 @pytest.mark.parametrize("chart", EXAMPLES)
@@ -102,6 +105,44 @@ def test_the_gateway_api_example_has_only_fields_that_are_known(plane: ControlPl
     manifest = (ROOT / "examples/ingress/gateway-api.yaml").read_text()
     said = dry_run(plane, tmp_path / "all.yaml", manifest)
     assert said.count("serverside-applied") == 3, said
+
+
+def test_a_sidecars_patch_leaves_the_rest_of_the_pod_alone(plane: ControlPlane, tmp_path: Path) -> None:
+    own = {
+        "name": "kube-apiserver",
+        "image": "kube-apiserver",
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    }
+    spec = {
+        "initContainers": [{"name": "first", "image": "x"}],
+        "containers": [own],
+        "volumes": [{"name": "data", "emptyDir": {}}],
+    }
+    labels = {"app": "kubernetes"}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "kube-apiserver", "namespace": "seed"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}},
+    }
+    plane.kubectl("create", "--filename", "-", stdin=json.dumps(deployment))
+    try:
+        patch = tmp_path / "patch.yaml"
+        config = only(objects(text(SEED, full(SEED))), "ConfigMap", "-sidecar-kube-apiserver")
+        patch.write_text(config["data"]["pod-patch.yaml"])
+        for _ in range(2):
+            plane.kubectl("patch", "deployment", "kube-apiserver", "--namespace", "seed", "--patch-file", str(patch))
+            got = json.loads(
+                plane.kubectl("get", "deployment", "kube-apiserver", "--namespace", "seed", "--output=json")
+            )
+            pod_spec = got["spec"]["template"]["spec"]
+            assert {c["name"] for c in pod_spec["initContainers"]} == {"first", "rhizome-sidecar"}
+            assert [c["volumeMounts"] for c in pod_spec["containers"]] == [own["volumeMounts"]]
+            assert len(pod_spec["volumes"]) == 5
+        (sidecar,) = [c for c in pod_spec["initContainers"] if c["name"] == "rhizome-sidecar"]
+        assert sidecar["restartPolicy"] == "Always"
+    finally:
+        plane.kubectl("delete", "deployment", "kube-apiserver", "--namespace", "seed")
 
 
 @pytest.mark.parametrize("chart", EXAMPLES)

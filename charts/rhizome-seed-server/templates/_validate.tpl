@@ -22,6 +22,11 @@
 {{- if and .Values.egress.enabled (not .Values.egress.clientCA.secretName) }}
 {{- fail "egress.clientCA.secretName: required: without a CA of its clients nobody could be told from anybody; name a Secret with kube-apiserver's" }}
 {{- end }}
+{{- range .Values.sidecars }}
+{{- if eq (empty .tls.secretName) (empty .tls.csi) }}
+{{- fail (printf "sidecars: %s: tls.secretName or tls.csi: exactly one of them: where its certificate comes from" .name) }}
+{{- end }}
+{{- end }}
 {{- if not .Values.settings.health_listen }}
 {{- fail "settings.health_listen: empty: the kubelet could not probe the pod" }}
 {{- end }}

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+import agent.sidecar.settings
 import seed_server.settings
 import shoot_client.settings
 from agent.cli.flags import load
@@ -73,7 +74,12 @@ def test_every_container_has_what_it_must_have_and_no_right_more(case: tuple[str
 def test_every_pod_is_closed(case: tuple[str, list[Object]]) -> None:
     _, found = case
     spec = pod(found)["spec"]
-    assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
+    rules = [rule for item in found if item["kind"] in ("Role", "ClusterRole") for rule in item["rules"]]
+    assert rules in (
+        [],
+        [{"apiGroups": [""], "resources": ["nodes"], "resourceNames": ["node-1", "node-2"], "verbs": ["get", "watch"]}],
+    )
+    assert spec["automountServiceAccountToken"] is bool(rules) and spec["enableServiceLinks"] is False
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not spec.get("hostPID") and not spec.get("hostIPC")
     paths = [volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume]
@@ -83,7 +89,6 @@ def test_every_pod_is_closed(case: tuple[str, list[Object]]) -> None:
     account = only(found, "ServiceAccount")
     assert account["metadata"]["name"] == spec["serviceAccountName"]
     assert account["automountServiceAccountToken"] is False
-    assert not [item for item in found if item["kind"] in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")]
 
 
 def test_what_is_named_is_there(case: tuple[str, list[Object]]) -> None:
@@ -95,7 +100,8 @@ def test_what_is_named_is_there(case: tuple[str, list[Object]]) -> None:
     named: list[Any] = []
     selectors = []
     for item in found:
-        assert item["metadata"]["namespace"] == "shoot--garden--a"
+        if not item["kind"].startswith("ClusterRole"):
+            assert item["metadata"]["namespace"] == "shoot--garden--a"
         spec = item.get("spec", {})
         if item["kind"] == "Service":
             named += [port["targetPort"] for port in spec["ports"]]
@@ -194,6 +200,60 @@ def test_the_last_upgrade_cleans_the_nodes() -> None:
     assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
 
 
+def test_a_sidecar_is_a_patch_with_settings_that_it_takes(rendered: dict[str, str], tmp_path: Path) -> None:
+    found = objects(rendered["seed-server-full"])
+    for name in ("ca.crt", "tls.crt", "tls.key"):
+        (tmp_path / name).write_text("-")
+    for name, port in (("kube-apiserver", 9843), ("prometheus", 9844)):
+        data = only(found, "ConfigMap", f"-sidecar-{name}")["data"]
+        config = tmp_path / "config.toml"
+        config.write_text(data["config.toml"].replace("/etc/rhizome/tls", str(tmp_path)))
+        got = load(agent.sidecar.settings.Settings, ["--config", str(config)], env={}).settings
+        service = only(found, "Service")
+        assert str(got.server) == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+        assert list(map(str, got.protected_networks)) == ["10.243.0.0/16"]
+        template = yaml.safe_load(data["pod-patch.yaml"])["spec"]["template"]
+        (container,) = template["spec"]["initContainers"]
+        assert container["restartPolicy"] == "Always" and "readinessProbe" not in container
+        assert container["startupProbe"]["httpGet"]["port"] == port == got.health_listen.port
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+        assert str(got.runtime_dir.parent) in writable and writable <= {"/run", "/dev/net/tun"}
+        volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+        assert volumes.keys() == {mount["name"] for mount in container["volumeMounts"]}
+        assert all(volume.startswith("rhizome-") for volume in volumes), "the pod has volumes of its own"
+        if csi := volumes["rhizome-tls"].get("csi"):
+            uri = csi["volumeAttributes"]["csi.cert-manager.io/uri-sans"].replace("${POD_NAME}", "kube-apiserver-1")
+            assert Identity.parse(uri) == Identity("shoot--garden--b", Role.SIDECAR, "kube-apiserver-1")
+
+
+def test_the_direct_path_of_sidecars_has_a_port_at_an_address_that_stays() -> None:
+    values = {
+        "settings": {"direct_endpoints": ["10.243.7.7:51900"], "direct_port": 51900},
+        "service": {"clusterIP": "10.243.7.7"},
+    }
+    found = objects(text(*CASES["seed-server"], values=values))
+    service = only(found, "Service")["spec"]
+    assert service["clusterIP"] == "10.243.7.7"
+    (port,) = [port for port in service["ports"] if port["protocol"] == "UDP"]
+    assert (port["port"], port["targetPort"]) == (51900, "direct")
+    (rule,) = [r for r in only(found, "NetworkPolicy")["spec"]["ingress"] if r["ports"][0]["protocol"] == "UDP"]
+    assert rule == {"ports": [{"port": "direct", "protocol": "UDP"}]}
+    assert {"name": "direct", "containerPort": 51900, "protocol": "UDP"} in pod(found)["spec"]["containers"][0]["ports"]
+
+
+def test_reading_the_node_object_takes_rights_of_its_own(rendered: dict[str, str]) -> None:
+    assert "kind: ClusterRole" not in rendered["shoot-client"]
+    found = objects(text(*CASES["shoot-client"], values={"settings": {"node_object": True}}))
+    (rule,) = only(found, "ClusterRole")["rules"]
+    assert rule == {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "watch"]}
+    binding = only(found, "ClusterRoleBinding")
+    assert binding["roleRef"]["name"] == only(found, "ClusterRole")["metadata"]["name"]
+    (subject,) = binding["subjects"]
+    assert subject["name"] == pod(found)["spec"]["serviceAccountName"] and subject["namespace"] == "shoot--garden--a"
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (SEED, {"replicas": 2}, "one replica per control plane is supported"),
     (SEED, {"replicas": "1"}, "replicas: Invalid type"),
@@ -202,11 +262,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (SEED, {"settings": {"mtu_bytes": 576, "tls_key": "/x"}}, "Additional property tls_key is not allowed"),
     (SEED, {"tls": {"secretName": ""}}, "rhizome-agent pki makes them"),
     (SEED, {"egress": {"enabled": True}}, "egress.clientCA.secretName: required"),
+    (SEED, {"sidecars": [{"name": "a", "tls": {}}]}, "tls.secretName or tls.csi: exactly one of them"),
+    (SEED, {"sidecars": [{"name": "a", "tls": {"secretName": "a"}, "settings": {"tls_key": "/x"}}]}, "Additional property tls_key is not allowed"),
     (SEED, {"podMonitor": {"enabled": True}}, "networkPolicy.metricsFrom: empty: Prometheus would be kept out"),
     (SEED, {"prometheusRule": {"enabled": True, "disabled": ["Nope"]}}, "there is no alert Nope; there are RhizomeTunnelDown"),
     (SEED, {"sysctls": [{"name": "kernel.panic", "value": "1"}]}, "sysctls.0.name: Does not match pattern"),
     (SHOOT, {"settings": {"server": ""}}, "settings.server: required: host:port of the seed server"),
     (SHOOT, {"settings": {"node_name": "x"}}, "Additional property node_name is not allowed"),
+    (SHOOT, {"settings": {"kubeconfig": "/x"}}, "Additional property kubeconfig is not allowed"),
     (SHOOT, {"tls": {"secret": {"keys": {"certificate": "tls.crt"}}}}, "all nodes would share one identity"),
     (SHOOT, {"tls": {"source": "mail"}}, 'must be one of the following: "secret", "csi", "hostPath", "token"'),
     (SHOOT, {"tls": {"source": "token"}}, "tls.token.caSecret.name: required"),

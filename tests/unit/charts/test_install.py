@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.helm import ROOT, SHOOT, objects, pod
+from lab.helm import ROOT, SEED, SHOOT, objects, only, pod, text
 
 PAGE = ROOT / "docs" / "install.md"
 EXAMPLES = ROOT / "examples" / "charts"
-SCRIPTS = ("seed.sh", "shoot.sh", "uninstall-shoot.sh")
+SCRIPTS = ("seed.sh", "sidecar.sh", "shoot.sh", "uninstall-shoot.sh")
 
 #: `get nodes` answers; secrets have their files; everything is written down. `helm install` and `upgrade` render.
 KUBECTL = """#!/bin/sh
@@ -50,6 +50,15 @@ def test_the_blocks_are_the_files() -> None:
     assert PAGE.read_text(encoding="utf-8") == got
 
 
+def test_the_sidecars_patch_is_where_the_script_looks() -> None:
+    values = (EXAMPLES / "seed-server.yaml", EXAMPLES / "sidecar.yaml")
+    data = only(objects(text(SEED, *values)), "ConfigMap", "-sidecar-prometheus")["data"]
+    assert "configmap vpn-rhizome-seed-server-sidecar-prometheus" in (EXAMPLES / "sidecar.sh").read_text()
+    assert (
+        "secretName: prometheus-vpn" in data["pod-patch.yaml"] and 'server_name = "vpn.example"' in data["config.toml"]
+    )
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", PAGE.read_text()):
         assert (PAGE.parent / target).exists(), target
@@ -64,8 +73,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tools = place / "bin"
     tools.mkdir()
     agent = f'#!/bin/sh\ncd {place} && PYTHONPATH={ROOT} exec {sys.executable} -m agent "$@"\n'
-    for name, text in (("kubectl", KUBECTL), ("helm", HELM), ("rhizome-agent", agent)):
-        (tools / name).write_text(text)
+    for name, script in (("kubectl", KUBECTL), ("helm", HELM), ("rhizome-agent", agent)):
+        (tools / name).write_text(script)
         (tools / name).chmod(0o755)
     log = place / "log"
     env = {
@@ -74,8 +83,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "REAL_HELM": str(Path(sys.executable).parent / "helm"),
         "HOME": str(place),
     }
-    for script in SCRIPTS:
-        done = subprocess.run(["sh", f"examples/charts/{script}"], cwd=place, env=env, capture_output=True, text=True)
+    for step in SCRIPTS:
+        done = subprocess.run(["sh", f"examples/charts/{step}"], cwd=place, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return log
 
@@ -83,15 +92,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_scripts_do_what_they_say(installed: Path) -> None:
     lines = installed.read_text().splitlines()
     secrets = [line for line in lines if " create secret " in line]
-    assert len(secrets) == 2 and not any("ca.key" in line for line in secrets)
+    assert len(secrets) == 3 and not any("ca.key" in line for line in secrets)
     (container,) = pod(objects(Path(f"{installed}.vpn.yaml").read_text()))["spec"]["containers"]
     assert container["args"][0] == SHOOT
     files = {entry["name"]: entry.get("value", "") for entry in container["env"]}
     for node in ("node-1", "node-2.example"):
         for name in ("RHIZOME_TLS_CA", "RHIZOME_TLS_CERTIFICATE", "RHIZOME_TLS_KEY"):
             key = Path(files[name].replace("$(NODE_NAME)", node)).name
-            assert f"--from-file={key}=" in secrets[1]
+            assert f"--from-file={key}=" in secrets[2]
     upgrade, uninstall = (
-        next(n for n, line in enumerate(lines) if word in line) for word in ("helm upgrade", "helm uninstall")
+        next(n for n, line in enumerate(lines) if word in line)
+        for word in (f"helm upgrade vpn charts/{SHOOT}", "helm uninstall")
     )
     assert upgrade < uninstall and "cleanup=true" in lines[upgrade]
