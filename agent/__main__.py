@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
             "rhizome-agent pki init --control-plane shoot--garden--a",
             "rhizome-agent pki server --dns vpn.example --ip 192.0.2.1",
             "rhizome-agent pki client --name node-1",
+            "rhizome-agent pki renew",
         ),
     ),
     "sidecar": Command(
@@ -50,6 +51,11 @@ COMMANDS: dict[str, Command] = {
         "agent.cli.drain",
         "let the egress proxies finish what is open, and end (the daemon is stopped before)",
         ("rhizome-agent drain --seconds 25",),
+    ),
+    "rotate": Command(
+        "agent.cli.rotate",
+        "give every client of the seed servers of this host a new preshared key",
+        ("rhizome-agent rotate",),
     ),
     "wgconf": Command(
         "agent.cli.wgconf",

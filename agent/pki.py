@@ -92,8 +92,8 @@ def issue(
     """
     _check_days(days)
     start = now or dt.datetime.now(dt.UTC)
-    ca_certificate, ca_key = _load_ca(directory)
-    identity = Identity(_control_plane(ca_certificate, directory), role, name)
+    ca_certificate, ca_key = load_ca(directory)
+    identity = Identity(control_plane_of(ca_certificate, directory), role, name)
     alternatives: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(identity))]
     alternatives += [x509.DNSName(dns_name(text)) for text in dns]
     alternatives += [x509.IPAddress(address) for address in ips]
@@ -172,7 +172,8 @@ def _builder(
     )
 
 
-def _load_ca(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def load_ca(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The CA that issues: the first in `ca.crt`, where others may be trusted after it. Raises RhizomeError."""
     try:
         certificate = x509.load_pem_x509_certificate((directory / "ca.crt").read_bytes())
         key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), password=None)
@@ -189,7 +190,8 @@ def _load_ca(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivate
     return certificate, key
 
 
-def _control_plane(ca: x509.Certificate, directory: Path) -> str:
+def control_plane_of(ca: x509.Certificate, directory: Path) -> str:
+    """Raises RhizomeError."""
     with contextlib.suppress(x509.ExtensionNotFound, ValueError):
         names = ca.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         for uri in names.get_values_for_type(x509.UniformResourceIdentifier):

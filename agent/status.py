@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 #: The status socket of the role with the device `ifname` is `<ifname>.status` in the runtime directory.
 SOCKET_SUFFIX = ".status"
+#: A file of this name asks the seed server of that device for new preshared keys; it takes it away.
+ASKED_SUFFIX = ".rotate"
 
 #: Counts by a bounded set of words (reasons, causes, kinds); a JSON object.
 Counts = tuple[tuple[str, int], ...]

@@ -24,6 +24,7 @@ from agent.identity import Identity, Role
 from agent.model import Endpoint, IPAddress
 from agent.protected import find_protected
 from agent.run import run_command, run_daemon, spawn
+from agent.status import ASKED_SUFFIX
 from ipam.model import Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores import Store
@@ -34,6 +35,7 @@ from seed_server.audit import Audit, AuditFile
 from seed_server.charter import Charter, charter
 from seed_server.direct import DirectSide, Secrets
 from seed_server.egress_link import egress
+from seed_server.preshared import Rotation
 from seed_server.registry import Registry
 from seed_server.reporter import Reporter
 from seed_server.server import Allocate, SeedServer
@@ -100,6 +102,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 from seed_server.tokens.setup import gate  # 20 MiB, only where it is used
 
                 events = gate(settings, link.send, time.time).pass_on(events)
+            rotation = Rotation(
+                lambda: server.registry,
+                server.renew_preshared_keys,
+                lifetime_s=settings.psk_lifetime_s,
+                asked=settings.runtime_dir / f"{settings.ifname}{ASKED_SUFFIX}",
+            )
+            spawn(rotation.run(), name="seed.rotation", vital=True)
             async with egress(settings, bound, server) as proxy:
                 reporter = Reporter(server, on.choice, settings.tls_certificate, proxy)
                 async with health(settings, reporter.status):

@@ -86,6 +86,7 @@ class Client:
     routes: tuple[IPNetwork, ...] = ()
     direct_key: PublicKey | None = None
     path: str = ""
+    preshared_since: float = 0.0
 
     @property
     def keys(self) -> tuple[PublicKey, ...]:
@@ -179,8 +180,9 @@ def admit(
     grant ends with what proved the identity, in `credential_s`."""
     key = dict(enroll.public_keys)[STREAM]
     before = registry.clients.get(str(identity))
+    preshared_since = now
     if before is not None and before.public_key == key:
-        preshared_key = before.preshared_key
+        preshared_key, preshared_since = before.preshared_key, before.preshared_since
     own, shared, refused = _judge(registry, policy, identity, enroll.offer)
     client = Client(
         identity=identity,
@@ -196,6 +198,7 @@ def admit(
         routes=policy.reach(identity) or (),
         direct_key=dict(enroll.public_keys).get(DIRECT) if identity.role is Role.SIDECAR else None,
         path=enroll.path,
+        preshared_since=preshared_since,
     )
     return Admitted(_with(registry, client), client)
 

@@ -13,6 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -34,6 +35,7 @@ from seed_server.carrying import Carrying
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
 from seed_server.live import Live
+from seed_server.preshared import renewed
 from seed_server.registry import (
     Admitted,
     Client,
@@ -393,6 +395,14 @@ class SeedServer:
         """A client that was in before this server restarted keeps its preshared key: both ends must agree all the time."""
         peer = self._expected.get(key)
         return peer.preshared_key if peer is not None else None
+
+    async def renew_preshared_keys(self, keys: Iterable[str]) -> None:
+        """New preshared keys for these clients: on the device, then told."""
+        fresh = {key: generate_preshared_key() for key in keys if key in self.registry.clients}
+        self._commit(renewed(self.registry, fresh, time.monotonic()), fresh)
+        with suppress(TimeoutError):  # the engine goes on trying, and the clients have to know then, too
+            await asyncio.wait_for(self.engine.settled(), PEER_IN_PLACE_S)
+        self._tell(key for key in fresh if key in self.registry.clients)
 
     # What time brings
 

@@ -256,6 +256,14 @@ class Settings(RoleSettings):
         unit="seconds",
     )
 
+    psk_lifetime_s: int = setting(
+        integer(10, 366 * 86400, "SECONDS"),
+        "age at which a client's preshared key is replaced; its session goes on (`rhizome-agent rotate` does it at once)",
+        group=OPERATION,
+        default=86400,
+        unit="seconds",
+    )
+
     def shoot_networks(self) -> tuple[IPNetwork, ...]:
         """Nodes, pods and services of the shoot."""
         return self.node_networks + self.pod_networks + self.service_networks

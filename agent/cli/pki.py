@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import sys
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,17 +28,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         leaf.add_argument("--name", required=True, metavar="NAME", help="stable name, such as the node's")
         leaf.set_defaults(role=role)
     server.set_defaults(role=Role.SEED_SERVER, name="")
+    renew = commands.add_parser(
+        "renew", help="issue again what has used two thirds of its lifetime, or is of an older CA"
+    )
+    renew.add_argument("--all", action="store_true", help="issue everything again")
+    new_ca = commands.add_parser("new-ca", help="make a new CA; the old one is trusted beside it until retire-ca")
+    retire_ca = commands.add_parser("retire-ca", help="trust the newest CA only")
+    new = (init, server, *(commands.choices[word] for word in ("client", "sidecar")))
     for sub in commands.choices.values():
         sub.add_argument(
             "--dir", type=Path, default=Path("pki"), metavar="PATH", help="where the files are (default: pki)"
         )
-        sub.add_argument("--force", action="store_true", help="replace files that exist")
-        if sub is not init:
+        if sub in new:
+            sub.add_argument("--force", action="store_true", help="replace files that exist")
+        if sub in new and sub is not init:
             sub.add_argument("--days", type=int, metavar="N", help="lifetime (default: a year)")
+    new_ca.add_argument("--days", type=int, metavar="N", help="lifetime (default: ten years)")
+    for sub in (renew, new_ca, retire_ca):
+        sub.set_defaults(again=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from agent import pki  # cryptography, only when it is used
+
+    if getattr(arguments, "again", False):
+        return _again(arguments)
 
     try:
         if arguments.what == "init":
@@ -66,6 +81,38 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         files = issued.files
         sys.stdout.write(f"use: --tls-ca {files.ca} --tls-certificate {files.certificate} --tls-key {files.key}\n")
+    return Exit.OK
+
+
+def _again(arguments: argparse.Namespace) -> int:
+    """What is there is replaced, in the order that drops no tunnel: docs/rotation.md."""
+    from agent import pki, renewal
+
+    directory: Path = arguments.dir
+    try:
+        if arguments.what == "new-ca":
+            made = renewal.new_ca(directory, days=_or(arguments.days, pki.CA_DAYS))
+            sys.stdout.write(
+                f"wrote {made.certificate}: a new CA, valid until {made.not_after:%Y-%m-%d}, and the old one, which is trusted too\n"
+                f"next: put {made.certificate} everywhere, then rhizome-agent pki renew --dir {directory}\n"
+            )
+        elif arguments.what == "retire-ca":
+            gone = renewal.retire_ca(directory)
+            sys.stdout.write(f"{gone} older CAs are trusted no more\n" if gone else "there is only one CA\n")
+        else:
+            renewed = renewal.renew(directory, everything=arguments.all)
+            for issued in renewed:
+                sys.stdout.write(
+                    f"wrote {issued.certificate}: {issued.identity}, valid until {issued.not_after:%Y-%m-%d}\n"
+                )
+            if not renewed:
+                sys.stdout.write("nothing is due\n")
+            if renewal.ca_is_due(directory, dt.datetime.now(dt.UTC)):
+                sys.stdout.write(
+                    f"the CA has used two thirds of its lifetime: rhizome-agent pki new-ca --dir {directory}\n"
+                )
+    except ValueError as exc:
+        raise ConfigError(f"pki {arguments.what}: {exc}") from exc
     return Exit.OK
 
 

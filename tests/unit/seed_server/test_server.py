@@ -403,3 +403,18 @@ async def test_two_processes_with_one_identity_are_both_out(rig: Rig) -> None:
         assert "two places" in refuse.text and refuse.retry_after_s
         assert not rig.server.registry.clients
         assert rig.server.warden.fence.contested == 1
+
+
+async def test_a_new_preshared_key_is_on_the_device_before_the_client_is_told(rig: Rig) -> None:
+    first = await rig.joined(1, "n1", NODE)
+    other = await rig.joined(2, "n2")
+    carried = rig.allowed()
+    name = str(Identity(CP, Role.SHOOT_CLIENT, "n1"))
+    before = len(rig.sent)
+    await rig.server.renew_preshared_keys([name, "nobody"])
+    (told,) = [parse(c.text) for c in rig.sent[before:] if isinstance(c, Send)]
+    assert isinstance(told, Grant)
+    peers = rig.wg.devices["rz-seed"].peers
+    assert told.preshared_key == peers[key("n1")].preshared_key != first.preshared_key
+    assert peers[key("n2")].preshared_key == other.preshared_key
+    assert rig.allowed() == carried and told.addresses == first.addresses
