@@ -57,6 +57,16 @@ class HostPort(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Namespaced(NamedTuple):
+    """A Kubernetes object, or several under one name."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -253,6 +263,13 @@ def _url(text: str) -> str:
     return text
 
 
+def _namespaced(text: str) -> Namespaced:
+    namespace, slash, name = text.partition("/")
+    if not slash:
+        raise ValueError("has no namespace: write NAMESPACE/NAME")
+    return Namespaced(dns_label(namespace), dns_label(name))
+
+
 TEXT = Kind("TEXT", "text", "text", _text)
 URL = Kind("URL", "an https URL", "https://issuer.example", _url)
 BOOL = Kind("true|false", "true or false", "true", _boolean, (bool,), _same)
@@ -277,5 +294,6 @@ HEADER: Kind[tuple[str, str]] = Kind(
 IFNAME = Kind("IFNAME", f"at most {IFNAME_MAX} characters", "rz0", _ifname)
 LABEL = Kind("LABEL", "a DNS label", "shoot--garden--a", dns_label)
 NAME = Kind("NAME", "a DNS name in lower case", "node-1.example", dns_name)
+NAMESPACED = Kind("NAMESPACE/NAME", "namespace and name, both DNS labels", "rhizome-ipam/tunnels", _namespaced)
 PATH = Kind("PATH", "a path", "/etc/rhizome/file", _path)
 SECRET_PATH = Kind("PATH", "the path of a file with a secret in it", "/etc/rhizome/tls.key", _secret_path)

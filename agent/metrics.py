@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from agent.health import canary_is_fresh
-from agent.status import EgressHealth, PathHealth, PeerHealth, RoleStatus, Verdict
+from agent.status import EgressHealth, PathHealth, PeerHealth, PoolHealth, RoleStatus, Verdict
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -71,8 +71,7 @@ class StatusCollector(Collector):
             yield _gauge(name, help, (), [((), value)])
         if status.egress is not None:
             yield from _egress(status.egress)
-        pool: Rows = [(("used",), status.addresses_used), (("free",), status.addresses_free)]
-        yield _gauge("addresses", "Tunnel addresses of the pool.", ("state",), pool)
+        yield from _pools(status.pools)
 
 
 Rows = Iterable[tuple[tuple[str, ...], float | None]]
@@ -137,6 +136,16 @@ def _peers(peers: tuple[PeerHealth, ...]) -> Iterator[Metric]:
         ("peer_transmit_bytes", "Bytes sent to the peer.", "tx_bytes"),
     ):
         yield _counter(name, help, ("peer",), [((peer.name,), getattr(peer, attribute)) for peer in peers])
+
+
+def _pools(pools: tuple[PoolHealth, ...]) -> Iterator[Metric]:
+    for name, help in (
+        ("size", "Tunnel addresses that can be given in all."),
+        ("used", "Tunnel addresses that are held."),
+        ("quarantined", "Tunnel addresses that were given back a moment ago and rest."),
+        ("orphaned", "Tunnel addresses kept from before the pool was what it is now."),
+    ):
+        yield _gauge(f"ipam_pool_{name}", help, ("pool",), [((pool.network,), getattr(pool, name)) for pool in pools])
 
 
 def _egress(egress: EgressHealth) -> Iterator[Metric]:

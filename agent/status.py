@@ -103,6 +103,22 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolHealth:
+    """Addresses of one tunnel network: how many can be given in all, are held, rest after they were given back, and are kept
+    from before the pool was what it is now."""
+
+    network: str
+    size: int
+    used: int
+    quarantined: int = 0
+    orphaned: int = 0
+
+    @property
+    def free(self) -> int:
+        return self.size - self.used - self.quarantined - self.orphaned
+
+
+@dataclass(frozen=True, slots=True)
 class EgressHealth:
     """The egress proxy, since its process started. `dials` counts by "stage result", `latency` successful ones by the upper
     bound of their bucket in seconds ("inf" for the last); `up_bytes` went into the shoot."""
@@ -143,8 +159,7 @@ class RoleStatus:
     certificate_expires_in_s: float | None = None
     grant_expires_in_s: float | None = None
     token_expires_in_s: float | None = None
-    addresses_used: int | None = None
-    addresses_free: int | None = None
+    pools: tuple[PoolHealth, ...] = ()
     egress: EgressHealth | None = None
 
 
@@ -152,6 +167,7 @@ _NESTED: Mapping[str, type[Any]] = {
     "tuple[PathHealth, ...]": PathHealth,
     "tuple[PeerHealth, ...]": PeerHealth,
     "tuple[RangeHealth, ...]": RangeHealth,
+    "tuple[PoolHealth, ...]": PoolHealth,
 }
 
 

@@ -87,6 +87,11 @@ class AddressBook:
         self._last, _ = await self._store.read()
         return self._last
 
+    @property
+    def known(self) -> Ledger:
+        """The ledger as it was read or written last."""
+        return self._last
+
     def usage(self) -> tuple[tuple[Pool, Usage], ...]:
         """How full the pools were when the ledger was read or written last."""
         return tuple((pool, usage(self._last, pool)) for pool in self.policy.pools)

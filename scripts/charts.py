@@ -25,7 +25,16 @@ Schema = dict[str, Any]
 
 #: Settings that a chart decides, or that mean nothing in a pod.
 SEED_OWN = {
-    *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "ipam_file", "egress_listen", "egress_client_ca"),
+    *(
+        "tls_ca",
+        "tls_certificate",
+        "tls_key",
+        "runtime_dir",
+        "ipam_file",
+        "ipam_configmaps",
+        "egress_listen",
+        "egress_client_ca",
+    ),
     *("egress_tls_certificate", "egress_tls_key", "egress_socket", "egress_socket_owner", "egress_socket_mode"),
     *("direct_secret", "oidc_jwks_file", "oidc_ca", "deny_file"),
 }

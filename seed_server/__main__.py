@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from ipaddress import ip_address
-from pathlib import Path
 
 from agent import sysctl
 from agent.carrier.api import ListenConfig
@@ -20,17 +19,13 @@ from agent.denylist import DenyList
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
 from agent.guard import guard_routes
-from agent.identity import Identity, Role
-from agent.model import Endpoint, IPAddress
+from agent.identity import Role
+from agent.model import Endpoint
 from agent.protected import find_protected
 from agent.run import run_command, run_daemon, spawn
 from agent.status import ASKED_SUFFIX
-from ipam.model import Owner, Policy, Pool
-from ipam.service import AddressBook
-from ipam.stores import Store
-from ipam.stores.file import FileStore
-from ipam.stores.memory import MemoryStore
 from seed_server import desired
+from seed_server.addresses import addresses
 from seed_server.audit import Audit, AuditFile
 from seed_server.charter import Charter, charter
 from seed_server.direct import DirectSide, Secrets
@@ -38,14 +33,12 @@ from seed_server.egress_link import egress
 from seed_server.preshared import Rotation
 from seed_server.registry import Registry
 from seed_server.reporter import Reporter
-from seed_server.server import Allocate, SeedServer
+from seed_server.server import SeedServer
 from seed_server.settings import Settings
 from seed_server.warden import Warden
 
 #: What the alias of the direct device says.
 DIRECT_ROLE = f"{Role.SEED_SERVER.value}-direct"
-#: How long the address of a node that does not come back stays its own.
-ADDRESS_KEPT_S = 30 * 86400.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,16 +73,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         warden = Warden(time.time, DenyList() if settings.deny_file is None else read(settings.deny_file))
         audit = _audit(settings)
         direct = await _direct(settings, on, bound)
-        book = await _book(bound, settings.ipam_file)
-        async with carrier(settings, config) as link:
+        async with addresses(settings) as known, carrier(settings, config) as link:
             server = SeedServer(
                 bound,
                 on.plane,
-                _allocator(book),
+                known.allocate,
                 link.send,
                 wireguard_port=settings.wireguard_port,
                 resync_s=settings.resync_s,
-                known=await _sidecars(book, settings.control_plane),
+                known=known.sidecars(settings.control_plane),
                 direct=direct,
                 warden=warden,
                 audit=audit,
@@ -110,7 +102,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             )
             spawn(rotation.run(), name="seed.rotation", vital=True)
             async with egress(settings, bound, server) as proxy:
-                reporter = Reporter(server, on.choice, settings.tls_certificate, proxy)
+                reporter = Reporter(server, on.choice, settings.tls_certificate, known, proxy)
                 async with health(settings, reporter.status):
                     if proxy is not None:
                         proxy.start()
@@ -157,35 +149,6 @@ def _cannot_forward() -> str:
     if stuck := [key for key in keys if not os.access(sysctl.path_of(key), os.W_OK)]:
         return f"{', '.join(stuck)} is 0 on the seed server and cannot be set there: set it in its pod's securityContext.sysctls"
     return ""
-
-
-async def _book(bound: Charter, file: Path | None) -> AddressBook:
-    """The IPAM of tunnel addresses, read once, so that an unreadable one is told at start. Raises StoreError."""
-    store: Store = FileStore(file) if file is not None else MemoryStore()
-    book = AddressBook(store, Policy(tuple(Pool.tunnel(network) for network in bound.tunnel_networks)))
-    await store.read()
-    return book
-
-
-async def _sidecars(book: AddressBook, control_plane: str) -> dict[IPAddress, Identity]:
-    """Which sidecar has which address."""
-    return {
-        address: Identity(control_plane, Role.SIDECAR, allocation.owner.name)
-        for allocation in await book.ledger()
-        if allocation.owner.kind == Role.SIDECAR.value and not allocation.resting
-        for address in book.policy.addresses(allocation)
-    }
-
-
-def _allocator(book: AddressBook) -> Allocate:
-    """Tunnel addresses out of the IPAM, sticky per identity, one of each tunnel network."""
-
-    async def allocate(identity: Identity) -> tuple[IPAddress, ...]:
-        owner = Owner(identity.role.value, identity.control_plane, identity.name, str(identity))
-        now = time.time()
-        return book.policy.addresses(await book.ensure(owner, now, expires=now + ADDRESS_KEPT_S))
-
-    return allocate
 
 
 async def _plan(settings: Settings) -> int:

@@ -12,6 +12,7 @@ from agent.identity import Role
 from agent.status import Counters, Counts, PathHealth, RoleStatus, Verdict
 from agent.wireguard.choose import Choice
 from seed_server import report
+from seed_server.addresses import Addresses
 from seed_server.egress_link import EgressLink
 from seed_server.server import SeedServer
 
@@ -19,10 +20,13 @@ from seed_server.server import SeedServer
 class Reporter:
     """One per process: it remembers since when the verdict stands."""
 
-    def __init__(self, server: SeedServer, choice: Choice, certificate: Path, egress: EgressLink | None = None) -> None:
+    def __init__(
+        self, server: SeedServer, choice: Choice, certificate: Path, known: Addresses, egress: EgressLink | None = None
+    ) -> None:
         self._server = server
         self._choice = choice
         self._certificate = certificate
+        self._addresses = known
         self._egress = egress
         self._since = Since(Verdict.DOWN, time.monotonic())
 
@@ -71,6 +75,7 @@ class Reporter:
                 conflicts=server.warden.fence.contested,
             ),
             certificate_expires_in_s=expires_in_s(self._certificate, wall),
+            pools=self._addresses.pools(),
             egress=self._egress.health() if self._egress is not None else None,
         )
 

@@ -16,6 +16,7 @@ from agent.kinds import (
     IFNAME,
     LISTEN,
     MODE,
+    NAMESPACED,
     OWNER,
     PATH,
     PORT,
@@ -23,6 +24,7 @@ from agent.kinds import (
     TEXT,
     URL,
     HostPort,
+    Namespaced,
     integer,
     number,
 )
@@ -247,6 +249,13 @@ class Settings(RoleSettings):
         group=OPERATION,
         default=Path("/var/lib/rhizome/addresses.log"),
         optional=True,
+    )
+    ipam_configmaps: Namespaced | None = setting(
+        NAMESPACED,
+        "instead of `ipam_file`: a ledger in ConfigMaps of Kubernetes; needs the `kubernetes` extra, and the right to get, "
+        "list, create and update ConfigMaps of that namespace",
+        group=OPERATION,
+        default=None,
     )
     grant_lifetime_s: int = setting(
         integer(10, GRANT_LIFETIME_MAX_S, "SECONDS"),

@@ -157,8 +157,7 @@ def _facts(status: RoleStatus) -> list[str]:
     if status.backend:
         reason = f" ({status.backend_reason})" if status.backend_reason else ""
         facts.append(f"WireGuard: {status.backend}{reason}, epoch {status.epoch or 'unknown'}")
-    if status.addresses_used is not None:
-        facts.append(f"tunnel addresses: {status.addresses_used} used, {status.addresses_free} free")
+    facts += [f"tunnel addresses of {pool.network}: {pool.used} used, {pool.free} free" for pool in status.pools]
     if status.egress is not None:
         facts += _egress(status.egress)
     for name, left in (

@@ -7,7 +7,7 @@ from dataclasses import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.metrics import PEER_SERIES_MAX, exposition
-from agent.status import Counters, EgressHealth, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict
+from agent.status import Counters, EgressHealth, PathHealth, PeerHealth, PoolHealth, RangeHealth, RoleStatus, Verdict
 
 STATUS = RoleStatus(
     "seed-server",
@@ -33,8 +33,7 @@ STATUS = RoleStatus(
         moves=16,
     ),
     grant_expires_in_s=1800.0,
-    addresses_used=3,
-    addresses_free=32000,
+    pools=(PoolHealth("192.168.128.0/17", 32000, 3, 2, 1),),
 )
 
 
@@ -89,8 +88,10 @@ def test_the_page_says_what_the_status_says() -> None:
         ("rhizome_clients", (("standing", "unproven"),)): 0,
         ("rhizome_clients", (("standing", "lost"),)): 1,
         ("rhizome_grant_expires_in_seconds", ()): 1800,
-        ("rhizome_addresses", (("state", "used"),)): 3,
-        ("rhizome_addresses", (("state", "free"),)): 32000,
+        ("rhizome_ipam_pool_size", (("pool", "192.168.128.0/17"),)): 32000,
+        ("rhizome_ipam_pool_used", (("pool", "192.168.128.0/17"),)): 3,
+        ("rhizome_ipam_pool_quarantined", (("pool", "192.168.128.0/17"),)): 2,
+        ("rhizome_ipam_pool_orphaned", (("pool", "192.168.128.0/17"),)): 1,
     }  # fmt: skip
     assert {key: value for key, value in got.items() if key[0].startswith("rhizome_")} == expected
     assert got["process_resident_memory_bytes", ()] > 1e6

@@ -18,7 +18,7 @@ from agent.identity import Role
 from agent.metrics import exposition
 from agent.model import PeerStatus, PublicKey
 from agent.pki import issue, make_ca
-from agent.status import EgressHealth
+from agent.status import EgressHealth, PoolHealth
 from lab.helm import CHARTS, ROOT, SEED, SHOOT
 from seed_server.reporter import Reporter as SeedReporter
 
@@ -81,7 +81,8 @@ def seed_status(certificate: Path) -> Any:
     )  # fmt: skip
     egress = EgressHealth(("[::]:9443",), dials=(("dial ok", 1),), latency=(("0.001", 1), ("inf", 0)))
     choice = SimpleNamespace(kind=SimpleNamespace(value="kernel"), reason="")
-    reporter: Any = SeedReporter(server, choice, certificate, SimpleNamespace(health=lambda: egress))  # type: ignore[arg-type]
+    known = SimpleNamespace(pools=lambda: (PoolHealth("192.168.128.0/17", 100, 1),))
+    reporter: Any = SeedReporter(server, choice, certificate, known, SimpleNamespace(health=lambda: egress))  # type: ignore[arg-type]
     return reporter.status()
 
 

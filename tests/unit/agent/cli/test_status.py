@@ -14,7 +14,17 @@ import pytest
 from agent import observability
 from agent.__main__ import main
 from agent.cli import status as cli
-from agent.status import Counters, EgressHealth, PathHealth, PeerHealth, RangeHealth, RoleStatus, Verdict, from_json
+from agent.status import (
+    Counters,
+    EgressHealth,
+    PathHealth,
+    PeerHealth,
+    PoolHealth,
+    RangeHealth,
+    RoleStatus,
+    Verdict,
+    from_json,
+)
 
 STATUS = RoleStatus(
     "seed-server",
@@ -37,8 +47,7 @@ STATUS = RoleStatus(
     counters=Counters(refused=(("default-route", 2),), reconnects=4),
     certificate_expires_in_s=86400.0 * 20,
     grant_expires_in_s=-1.0,
-    addresses_used=3,
-    addresses_free=100,
+    pools=(PoolHealth("192.168.128.0/17", 104, 3, 1),),
 )
 
 TABLE = """\
@@ -60,7 +69,7 @@ causes:
 
 facts:
   WireGuard: userspace (no WireGuard in this kernel), epoch 0a1b2c3d
-  tunnel addresses: 3 used, 100 free
+  tunnel addresses of 192.168.128.0/17: 3 used, 100 free
   certificate: ends in 20d00h
   grant: has ended
   refused prefixes: default-route 2
