@@ -11,9 +11,10 @@ from agent.errors import Retry, StoreError
 from agent.identity import Identity, Role
 from agent.model import IPAddress
 from agent.status import PoolHealth
-from ipam.model import Owner, Policy, Pool
+from ipam.model import Allocation, Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores import Store
+from ipam.stores.configmaps import in_configmaps
 from ipam.stores.file import FileStore
 from ipam.stores.memory import MemoryStore
 from seed_server.settings import Settings
@@ -29,12 +30,23 @@ class Addresses:
 
     def __init__(self, book: AddressBook) -> None:
         self._book = book
+        self._given: dict[Identity, Allocation] = {}
 
     async def allocate(self, identity: Identity) -> tuple[IPAddress, ...]:
-        """Committed when it returns. Raises StoreError (PoolExhausted when none is free)."""
+        """Committed when it returns: now, or by this process before, if the store is out of reach. Raises StoreError
+        (PoolExhausted when none is free)."""
         owner = Owner(identity.role.value, identity.control_plane, identity.name, str(identity))
         now = time.time()
-        return self._book.policy.addresses(await self._book.ensure(owner, now, expires=now + KEPT_S))
+        try:
+            given = await self._book.ensure(owner, now, expires=now + KEPT_S)
+        except StoreError as exc:
+            known = self._given.get(identity)
+            if known is None or known.expires is None or known.expires <= now or not _out_of_reach(exc):
+                raise
+            log.debug("%s keeps its addresses: %s", identity.name, exc, extra={"event": "address.kept"})
+            given = known
+        self._given[identity] = given
+        return self._book.policy.addresses(given)
 
     def sidecars(self, control_plane: str) -> dict[IPAddress, Identity]:
         """Which of its sidecars has which address, as far as the store was read."""
@@ -54,16 +66,21 @@ class Addresses:
         )
 
 
+def _out_of_reach(exc: StoreError) -> bool:
+    """Whether what was committed still holds, and the store may be back soon."""
+    return exc.retry is not Retry.NEVER
+
+
 @asynccontextmanager
 async def addresses(settings: Settings) -> AsyncIterator[Addresses]:
     """Reads the store once, so that one that cannot be used is told at start; one that may be back soon is waited for by whoever
-    enrols. Raises StoreError."""
+    enrols. Raises StoreError, Unsupported."""
     async with _store(settings) as store:
         book = AddressBook(store, Policy(tuple(map(Pool.tunnel, settings.tunnel_networks))))
         try:
             await book.ledger()
         except StoreError as exc:
-            if exc.retry is Retry.NEVER:
+            if not _out_of_reach(exc):
                 raise
             log.warning("no new client gets an address yet: %s", exc, extra={"event": "store.unavailable"})
         yield Addresses(book)
@@ -72,9 +89,7 @@ async def addresses(settings: Settings) -> AsyncIterator[Addresses]:
 @asynccontextmanager
 async def _store(settings: Settings) -> AsyncIterator[Store]:
     if settings.ipam_configmaps is not None:
-        from ipam.stores.kubernetes import connect  # 45 MiB of memory, only when it is used
-
-        async with connect(*settings.ipam_configmaps) as store:
+        async with in_configmaps(*settings.ipam_configmaps) as store:
             yield store
     else:
         yield FileStore(settings.ipam_file) if settings.ipam_file is not None else MemoryStore()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from ipaddress import ip_network
 
 from agent.cli.table import table
 from agent.errors import ConfigError, PoolExhausted
 from agent.exits import Exit
+from agent.model import IPNetwork
 from ipam.allocate import allocate
 from ipam.cli import common
 from ipam.inventory import Stock, choose
@@ -90,9 +92,18 @@ def _inner(ledger: Ledger, pool: Pool, above: Owner, length: int | None) -> Pool
     if held is None:
         raise NotHeld(f"{above} holds nothing; allocate a block of pool {pool} for it first")
     try:
-        return pool.out_of(held, length=length)
+        inner = pool.out_of(held, length=length)
+        return pool.out_of(held, _not_for_hosts(inner), length)
     except ValueError as exc:
         raise ConfigError(f"--length: {exc}") from exc
+
+
+def _not_for_hosts(pool: Pool) -> tuple[IPNetwork, ...]:
+    """The first and the last address of an IPv4 block: a /28 is one of 14 addresses, as in `rhizome-ipam plan`."""
+    network = pool.network
+    if network.version == 6 or pool.length != network.max_prefixlen or network.num_addresses < 4:
+        return ()
+    return ip_network(network[0]), ip_network(network[-1])
 
 
 def _by_label(ledger: Ledger, file: PoolFile, pools: tuple[Pool, ...], wanted: dict[str, str], who: Owner) -> Pool:

@@ -63,7 +63,7 @@ def _living(text: str) -> set[Owner]:
     try:
         content = sys.stdin.read() if text == "-" else Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"--living {text}: {exc}") from exc
+        raise ConfigError(f"--living {text}: {getattr(exc, 'strerror', None) or exc}") from exc
     return {common.owner(line.strip()) for line in content.splitlines() if line.strip()}
 
 

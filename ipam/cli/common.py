@@ -19,6 +19,7 @@ from ipam.codec import encode
 from ipam.model import Allocation, Owner, Policy, Pool
 from ipam.poolfile import PoolFile, parse
 from ipam.stores import Store
+from ipam.stores.configmaps import in_configmaps
 from ipam.stores.file import FileStore
 
 STORE = Path("/var/lib/rhizome/addresses.log")
@@ -77,7 +78,7 @@ def policy(chosen: Sequence[Pool], quarantine_s: float) -> Policy:
 
 @asynccontextmanager
 async def opened(text: str) -> AsyncIterator[Store]:
-    """The store that --store names. Raises ConfigError, StoreError."""
+    """The store that --store names. Raises ConfigError, Unsupported, StoreError."""
     if not text.startswith(_KUBERNETES):
         if not text:
             raise ConfigError("--store: is empty; name a file")
@@ -86,9 +87,7 @@ async def opened(text: str) -> AsyncIterator[Store]:
     namespace, slash, name = text.removeprefix(_KUBERNETES).partition("/")
     if not (namespace and slash and name):
         raise ConfigError(f"--store: has to be {_KUBERNETES}NAMESPACE/NAME")
-    from ipam.stores.kubernetes import connect  # 45 MiB of memory, only when it is used
-
-    async with connect(namespace, name) as store:
+    async with in_configmaps(namespace, name) as store:
         yield store
 
 

@@ -21,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    common.must_exist(arguments.store)
     asyncio.run(_watch(arguments))
     return Exit.OK
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -187,14 +189,20 @@ def _message(content: bytes) -> str:
         return content[:200].decode(errors="replace")
 
 
+def _kubeconfig_is_there() -> bool:
+    """The library warns of a missing one, even where a pod's own account is meant."""
+    names = os.environ.get("KUBECONFIG") or "~/.kube/config"
+    return any(name and Path(name).expanduser().exists() for name in names.split(os.pathsep))
+
+
 @asynccontextmanager
 async def connected(namespace: str, ledger: str) -> AsyncIterator[ConfigMaps]:
     """By KUBECONFIG or ~/.kube/config, else as the pod that we are. Raises StoreError."""
     settings = client.Configuration()
     try:
-        try:
+        if _kubeconfig_is_there():
             await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-        except ConfigException:
+        else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     except (ConfigException, OSError) as exc:
         raise StoreError(f"there is neither a usable kubeconfig nor a service account here: {exc}") from exc

@@ -53,10 +53,11 @@ class Away(MemoryStore):
     """A store that is out of reach for a while."""
 
     here = False
+    error = StoreError("the Kubernetes API did not answer")
 
     async def read(self) -> tuple[Ledger, Version]:
         if not self.here:
-            raise StoreError("the Kubernetes API did not answer")
+            raise self.error
         return await super().read()
 
 
@@ -74,6 +75,14 @@ async def test_a_store_that_is_out_of_reach_stops_nothing_but_new_addresses(monk
             await known.allocate(NODE_1)
         assert [pool.used for pool in known.pools()] == [0, 0]
         store.here = True
-        assert len(await known.allocate(NODE_1)) == 2
+        given = await known.allocate(NODE_1)
+        assert len(given) == 2
         assert [pool.used for pool in known.pools()] == [1, 1]
+        store.here = False
+        assert await known.allocate(NODE_1) == given
+        with pytest.raises(StoreError):
+            await known.allocate(NODE_2)
+        store.error = UnreadableLedger("damaged")
+        with pytest.raises(UnreadableLedger):
+            await known.allocate(NODE_1)
     assert named == [("garden", "tunnels")]

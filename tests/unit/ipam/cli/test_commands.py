@@ -79,7 +79,7 @@ def test_pools_by_name_by_label_and_out_of_one_another(run: Any) -> None:
     (eu,) = json.loads(run(f"allocate {flags} --label region=eu shoot/g/a/u"))
     assert eu["addresses"] == ["192.168.128.0/28"]
     (inner,) = json.loads(run(f"allocate {flags} --pool shoots-eu --out-of shoot/g/a/u {NODE}"))
-    assert inner["addresses"] == ["192.168.128.0"]
+    assert inner["addresses"] == ["192.168.128.1"]
     assert inner["parent"]["name"] == "a"
     assert json.loads(run(f"allocate {flags} --label region=eu shoot/g/a/u")) == [eu]
     error = run(f"allocate {flags} --label region=asia shoot/g/b/u", 1)
@@ -125,6 +125,8 @@ def test_check_finds_leaks_orphans_and_the_unserved(run: Any, place: Path, monke
         (f"allocate --store kubernetes:x {NODE}", 2, "has to be kubernetes:NAMESPACE/NAME"),
         (f"allocate --store missing/a.log {NODE}", 1, "is no directory; make it"),
         ("list --store a.log", 1, "there is no address ledger a.log; name it with --store"),
+        ("watch --store a.log", 1, "there is no address ledger a.log; name it with --store"),
+        ("check --store examples/pools.toml --living missing", 2, "--living missing: No such file or directory"),
         ("explain --store a.log 10.0.0.300", 2, "is no IP address"),
         ("plan missing.yaml", 2, "No such file"),
         ("plan examples/pools.toml", 2, "not YAML"),
