@@ -16,7 +16,7 @@ from lab.ipam import processes
 OPERATIONS = int(os.environ.get("RHIZOME_SOAK_OPERATIONS", "100"))
 PROCESSES = 32
 #: In each slot, one after another.
-KILLS = 25
+KILLS = 10
 
 
 def run() -> Iterator[Figure]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from benchmarks.figure import Figure
@@ -29,9 +29,11 @@ def run() -> Iterator[Figure]:
     ]
     began = time.monotonic()
     done = dict.fromkeys(SHARES, 0)
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), max_tasks_per_child=4) as pool:
-        for kind, steps in pool.map(_slice, work):
+    # A new process now and then, because examples leave memory behind. (An executor with max_tasks_per_child can hang: cpython#115634.)
+    with get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=4) as pool:
+        for kind, steps in pool.imap_unordered(_slice, work):
             done[kind] += steps
+            print(f"{sum(done.values()):,} steps, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     for kind, steps in done.items():
         yield Figure(f"ipam.soak.{kind}.steps", steps, "steps", n=steps, note="state machine against a plain model")
     seconds = time.monotonic() - began
