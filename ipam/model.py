@@ -267,23 +267,21 @@ def block_of(text: str) -> Block:
         raise ValueError(f"{text!r} has a zone")
     if "/" in text:
         return Block.of(ip_network(text))
+    # Addresses of one pool differ in their last part only; parsing the rest of each would be most of loading a ledger.
     if ":" not in text:
-        return Block(4, 32, _ipv4(text))
-    # Addresses of one pool differ in their last group only; parsing the rest of each would be most of loading a ledger.
+        head, _, tail = text.rpartition(".")
+        if len(tail) <= 3 and tail.isascii() and tail.isdigit() and (tail[0] != "0" or tail == "0") and int(tail) < 256:
+            return Block(4, 32, _ipv4_head(head) | int(tail))
+        return Block(4, 32, int(IPv4Address(text)))
     head, _, tail = text.rpartition(":")
     if 0 < len(tail) <= 4 and tail.isascii() and tail.isalnum():
         return Block(6, 128, _ipv6_head(head) | int(tail, 16))
     return Block(6, 128, int(IPv6Address(text)))
 
 
-def _ipv4(text: str) -> int:
-    """As ipaddress has it, in a fifth of the time for what is canonical."""
-    parts = text.split(".")
-    if len(parts) == 4 and text.isascii() and all(part.isdigit() and (part == "0" or part[0] != "0") for part in parts):
-        a, b, c, d = map(int, parts)
-        if max(a, b, c, d) < 256:
-            return a << 24 | b << 16 | c << 8 | d
-    return int(IPv4Address(text))
+@lru_cache(maxsize=4096)
+def _ipv4_head(head: str) -> int:
+    return int(IPv4Address(head + ".0"))
 
 
 @lru_cache(maxsize=4096)
