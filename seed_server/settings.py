@@ -252,8 +252,8 @@ class Settings(RoleSettings):
     )
     ipam_configmaps: Namespaced | None = setting(
         NAMESPACED,
-        "instead of `ipam_file`: a ledger in ConfigMaps of Kubernetes; needs the `kubernetes` extra, and the right to get, "
-        "list, create and update ConfigMaps of that namespace",
+        "ledger of tunnel addresses in ConfigMaps of Kubernetes, which needs the `kubernetes` extra and the right to get, list, create and "
+        "update ConfigMaps of that namespace; empty: `ipam_file`",
         group=OPERATION,
         default=None,
     )
