@@ -140,7 +140,12 @@ class ControlPlane:
         """Returns when kube-apiserver is ready. Raises LabError with the end of a log when that does not happen."""
         self._write_kubeconfig()
         etcd = self._start_etcd()
-        self.api_server = self._spawn("kube-apiserver", [*self._flags(etcd), *self._options])
+        self._api_server_flags = [*self._flags(etcd), *self._options]
+        self.start_api_server()
+
+    def start_api_server(self) -> None:
+        """Also again, after it was killed. Returns when it is ready."""
+        self.api_server = self._spawn("kube-apiserver", self._api_server_flags)
         wait_until(self._ready, "kube-apiserver being ready", timeout_s=60, every_s=0.1)
 
     def stop(self) -> None:

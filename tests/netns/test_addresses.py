@@ -16,9 +16,10 @@ pytestmark = pytest.mark.netns
 
 
 def test_a_new_seed_server_gives_every_client_the_address_it_had(make_lab: Callable[..., Lab]) -> None:
-    """Clients come back in the reverse order, on new devices. Without the file, the order would decide."""
-    lab = make_lab("none", nodes=3)
-    server, clients = lab.seed_server(), [lab.shoot_client(index) for index in (1, 2, 3)]
+    """And every sidecar. They come back in the reverse order, on new devices. Without the file, the order would decide."""
+    lab = make_lab("none", nodes=2, seed_pods=1)
+    server = lab.seed_server(sidecar_ranges=["seed-pod-1=all"])
+    clients = [lab.shoot_client(1), lab.sidecar(1), lab.shoot_client(2)]
     server.start()
     come(clients)
     before = given(server)

@@ -1,0 +1,103 @@
+"""The seed server's addresses in ConfigMaps of a real kube-apiserver, with real daemons: also without it, and after it came back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab import addresses
+from lab.daemons import Daemon, node_name
+from lab.ipam.replaced import come, given, go, used
+from lab.kube.ledger import NAMESPACE, RIGHTS, kubeconfig
+from lab.kube.plane import ControlPlane
+from lab.lab import Lab
+from lab.processes import wait_until
+
+pytestmark = pytest.mark.kube
+
+LEDGER = "tunnels"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Two shoot clients, one that comes later, and a seed server that keeps its ledger in the seed's API server, as a ServiceAccount of the least rights."""
+
+    plane: ControlPlane
+    server: Daemon
+    clients: list[Daemon]
+    new: Daemon
+    kubeconfig: Path
+
+    def start_server(self) -> None:
+        self.server.start(env={"KUBECONFIG": str(self.kubeconfig)})
+
+    def stored(self) -> dict[str, tuple[str, ...]]:
+        """Name of each client -> its addresses, as the ConfigMaps say."""
+        raw = self.plane.kubectl("get", "configmaps", "-n", NAMESPACE, "-l", f"rhizome/ledger={LEDGER}", "-o", "json")
+        shards = [json.loads(item["data"]["shard.json"]) for item in json.loads(raw)["items"]]
+        entries = [entry for shard in shards for entry in shard["entries"]]
+        return {entry["owner"]["name"]: tuple(entry["addresses"]) for entry in entries}
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with (
+        Lab("none", nodes=3, seed_pods=1) as lab,
+        ControlPlane(lab.seed_pods[0], address=addresses.seed_pod(1).v4) as plane,
+    ):
+        plane.kubectl("apply", "-f", str(RIGHTS))
+        path = kubeconfig(plane, lab.directory / "ledger.kubeconfig", plane.url)
+        server = lab.seed_server(ipam_configmaps=f"{NAMESPACE}/{LEDGER}")
+        *clients, new = (lab.shoot_client(index) for index in (1, 2, 3))
+        yield Scene(plane, server, clients, new, path)
+
+
+def test_a_new_seed_server_gives_every_client_the_address_it_had(scene: Scene) -> None:
+    scene.start_server()
+    come(scene.clients)
+    before = given(scene.server)
+    assert len(before) == len(set(before.values())) == 2
+    assert scene.stored() == before
+    go([*scene.clients, scene.server])
+    scene.start_server()
+    come(reversed(scene.clients))
+    assert given(scene.server) == before
+    assert used(scene.server) == dict.fromkeys(addresses.TUNNEL, 2.0)
+
+
+def test_without_the_api_server_tunnels_stand_and_new_clients_wait(scene: Scene) -> None:
+    """Who has an address enrols again as if nothing were; who has none is in as soon as the API server is back."""
+    before = given(scene.server)
+    known, new = scene.clients[0], scene.new
+    scene.plane.api_server.kill()
+    go([known])
+    come([known])
+    assert given(scene.server) == before
+    new.start()
+    wait_until(lambda: f"{node_name(3)} refused: store" in scene.server.log(), "the new client being refused", 30)
+    assert scene.server.ready() and not new.ready()
+    scene.plane.start_api_server()
+    new.wait_ready(60)
+    after = given(scene.server)
+    assert before.items() < after.items() and len(set(after.values())) == 3
+    assert scene.stored() == after
+
+
+def test_a_server_that_starts_before_the_api_server_waits_for_it(scene: Scene) -> None:
+    before = given(scene.server)
+    go([*scene.clients, scene.new, scene.server])
+    scene.plane.api_server.kill()
+    scene.start_server()
+    wait_until(lambda: "no new client gets an address yet" in scene.server.log(), "the server saying so", 40)
+    for client in scene.clients:
+        client.start()
+    wait_until(lambda: f"{node_name(1)} refused: store" in scene.server.log(), "a client hearing it", 30)
+    assert not scene.server.ready()
+    scene.plane.start_api_server()
+    for client in scene.clients:
+        client.wait_ready(60)
+    assert given(scene.server).items() <= before.items()
