@@ -21,7 +21,7 @@ KILLS = 10
 
 def run() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="rhizome-soak-") as folder:
-        accounts = processes.run(Path(folder), PROCESSES, OPERATIONS, KILLS)
+        accounts = processes.run(Path(folder), PROCESSES, OPERATIONS, KILLS, at_once=30)
     what = f"{PROCESSES} processes on one file, {accounts.kills} of them killed, {accounts.seconds:.0f} s"
     yield Figure("ipam.processes.operations", accounts.operations, "operations", n=accounts.operations, note=what)
     yield Figure(

@@ -70,7 +70,7 @@ class _Told:
         return done
 
 
-def run(directory: Path, processes: int, operations: int, kills: int, seed: int = 1) -> Accounts:
+def run(directory: Path, processes: int, operations: int, kills: int, seed: int = 1, at_once: int = 5) -> Accounts:
     """So many slots, in each of which one process follows another: `kills` of them are killed, the last one ends what is left to do.
 
     Raises LabError when a process ends by itself, or does nothing for ten minutes.
@@ -84,7 +84,7 @@ def run(directory: Path, processes: int, operations: int, kills: int, seed: int 
             last, left = life == kills, max(0, operations - done)
             share = rng.uniform(0.5, 1.5) * left / (kills + 1 - life)
             argv = [sys.executable, "-m", "lab.ipam.worker", str(store), str(says), says.stem]
-            argv += [str(left if last else _ENDLESS), str(rng.getrandbits(32))]
+            argv += [str(left if last else _ENDLESS), str(rng.getrandbits(32)), str(at_once)]
             with subprocess.Popen(argv, cwd=Path(__file__).parents[2]) as process:
                 try:
                     if not last:

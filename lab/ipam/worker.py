@@ -1,4 +1,5 @@
-"""A process that allocates and releases on a file until it has done its share or is killed: worker.py STORE SAYS NAME OPERATIONS SEED.
+"""A process that allocates and releases on a file until it has done its share or is killed: worker.py STORE SAYS NAME
+OPERATIONS SEED AT_ONCE.
 
 It writes what it is told into SAYS, one line each, before it goes on: "+ owner addresses" granted, "? owner" about to release, "- owner" released.
 """
@@ -23,15 +24,14 @@ POLICY = Policy(
     (Pool.tunnel(IPv4Network("10.0.0.0/16")), Pool.tunnel(IPv6Network("fd00::/96"))),
     quarantine_s=0.2,  # so that addresses are used again and again
 )
-#: Calls that are made at once, and share a write if they can.
-AT_ONCE = 5
 
 
 def owner(name: str) -> Owner:
     return Owner("worker", "ns", name, "uid")
 
 
-async def work(store: Path, says: Path, name: str, operations: int, seed: int) -> None:
+async def work(store: Path, says: Path, name: str, operations: int, seed: int, at_once: int) -> None:
+    """`at_once`: so many calls, at most, are made together and share a write if they can."""
     ipam.stores.file.SPARE_LINES = 60  # so that the log is written anew often
     ipam.stores.file.LOCK_TIMEOUT_S = 600.0
     book, rng = AddressBook(ipam.stores.file.FileStore(store), POLICY, attempts=10_000), random.Random(seed)
@@ -54,7 +54,7 @@ async def work(store: Path, says: Path, name: str, operations: int, seed: int) -
     done = 0
     while done < operations:
         batch: list[Coroutine[Any, Any, None]] = []
-        for _ in range(min(AT_ONCE, operations - done)):
+        for _ in range(min(rng.randint(1, at_once), operations - done)):
             releasing = mine and (len(mine) > 10 or rng.random() < 0.45)
             batch.append(take(mine.pop(rng.randrange(len(mine)))) if releasing else give(f"{name}-{done + len(batch)}"))
         await asyncio.gather(*batch)
@@ -62,4 +62,4 @@ async def work(store: Path, says: Path, name: str, operations: int, seed: int) -
 
 
 if __name__ == "__main__":
-    asyncio.run(work(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))
+    asyncio.run(work(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:])))
