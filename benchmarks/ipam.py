@@ -116,7 +116,11 @@ async def _on_disk(path: Path, owners: list[Owner]) -> list[Figure]:
     rebuilt = _rebuild(owners)
     return [
         Figure(
-            "ipam.rebuild_65000_s", rebuilt, "s", n=65_000, note="the ledger, out of the bytes of a file, in memory"
+            "ipam.rebuild_65000_s",
+            rebuilt,
+            "s",
+            n=65_000,
+            note="the ledger, out of the bytes of a file, in memory; best of 5",
         ),
         Figure("ipam.allocate_file_us", median(commits) * 1e6, "us", sync * 1e6, SAMPLES, note),
         Figure("ipam.allocate_file_p99_us", quantiles(commits, n=100)[98] * 1e6, "us", n=SAMPLES, note="the same, p99"),
@@ -130,11 +134,13 @@ async def _on_disk(path: Path, owners: list[Owner]) -> list[Figure]:
 def _rebuild(owners: list[Owner]) -> float:
     more = [Owner("shoot-client", "more", owner.name, owner.uid) for owner in owners[: 65_000 - TAKEN]]
     data = b"".join(snapshot(_filled([*owners[:TAKEN], *more], DUAL)))
-    began = time.perf_counter()
-    replayed = replay(Ledger(), data, len(data))
-    seconds = time.perf_counter() - began
-    assert len(replayed.ledger) == 65_000
-    return seconds
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        replayed = replay(Ledger(), data, len(data))
+        times.append(time.perf_counter() - began)
+        assert len(replayed.ledger) == 65_000
+    return min(times)
 
 
 def _check_seeds() -> float:
