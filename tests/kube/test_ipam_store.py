@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from ipaddress import IPv4Network
@@ -123,6 +124,52 @@ async def test_answers_that_are_lost(cluster: LedgerLab, monkeypatch: pytest.Mon
     await store.read()
     ledger, _ = await store.read()
     assert not [a for a in ledger if a.owner.kind == UNCONFIRMED]
+
+
+async def test_an_api_server_that_is_busy(cluster: LedgerLab) -> None:
+    """Its own priority and fairness lets one request of ours in at a time and answers all others 429: everybody gets an address
+    nevertheless, and nobody the same."""
+    books = [await cluster.book() for _ in range(12)]
+    await books[0].ensure(owner("first"), 0.0)
+    level = {
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1",
+        "kind": "PriorityLevelConfiguration",
+        "metadata": {"name": "nothing"},
+        "spec": {"type": "Limited", "limited": {"nominalConcurrencyShares": 0, "lendablePercent": 0, "borrowingLimitPercent": 0,
+                                                 "limitResponse": {"type": "Reject"}}},
+    }  # fmt: skip
+    account = {"kind": "ServiceAccount", "serviceAccount": {"name": ACCOUNT, "namespace": NAMESPACE}}
+    rule = {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": True}
+    flow = {
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1",
+        "kind": "FlowSchema",
+        "metadata": {"name": "nothing"},
+        "spec": {
+            "priorityLevelConfiguration": {"name": "nothing"},
+            "matchingPrecedence": 2,
+            "rules": [{"subjects": [account], "resourceRules": [rule]}],
+        },
+    }
+    cluster.plane.apply(level, flow)
+    try:
+        async with asyncio.timeout(120):
+            for wave in itertools.count():
+                await asyncio.gather(*(until_it_works(book, f"w{wave}-{n}") for n, book in enumerate(books)))
+                if await asyncio.to_thread(refused, cluster.plane) >= 20:
+                    break
+    finally:
+        cluster.plane.kubectl("delete", "flowschema/nothing", "prioritylevelconfiguration/nothing", "--wait=false")
+    held = await cluster.check()
+    blocks = [block for each in held.values() for block in each]
+    assert len(held) == 1 + 12 * (wave + 1) and len(blocks) == len(set(blocks)) == 2 * len(held)
+
+
+def refused(plane: ControlPlane) -> float:
+    """How many requests of ours were answered 429."""
+    page = plane.kubectl("get", "--raw", "/metrics")
+    name = "apiserver_flowcontrol_rejected_requests_total{"
+    lines = [line for line in page.splitlines() if line.startswith(name) and 'flow_schema="nothing"' in line]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 async def until_it_works(book: AddressBook, name: str) -> int:
