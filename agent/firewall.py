@@ -11,6 +11,7 @@ accepts nothing that another table of the host drops. Its parts, in the order in
   so that a right that was taken away ends its connections too; and nothing that did not come out of the tunnel is
   forwarded into it.
 - `clamp`: TCP SYNs in both directions promise no more than the tunnel's MTU carries (RFC 4459 section 3.2).
+- `arrived` and `departed`, after everybody else's chains: what was let in and is not counted here was dropped by another firewall.
 - `postrouting`: where `masquerade` says so, hosts behind us need no route back.
 
 There is not one set in it, on purpose. Replacing a table exchanges the rules of a chain at one moment, but the elements of
@@ -37,6 +38,7 @@ TABLE = "rhizome"
 COUNTERS = {
     "spoofed": "came out of the tunnel with a source that is not the far side's",
     "opened": "opened a connection out of the tunnel, as it may",
+    "passed": "opened a connection, and no other firewall of this host dropped it",
     "denied": "tried to open a connection out of the tunnel, and was dropped",
     "not_local": "came for WireGuard's port from where nobody of ours is",
     "not_tunnel": "was to be forwarded into the tunnel, and had not come out of it",
@@ -104,6 +106,7 @@ def render(firewall: Firewall) -> str:
         *_transit(firewall),
         *_clamp(firewall),
         *_masquerade(firewall),
+        *_passage(firewall),
     ]
     body = "\n\n".join("\n".join(f"\t{line}" for line in block) for block in blocks)
     return f'table inet {TABLE} {{\n\tcomment "{_COMMENT}"\n{body}\n}}\n'
@@ -230,6 +233,14 @@ def _masquerade(firewall: Firewall) -> Iterator[list[str]]:
             for family, prefix in _prefixes(firewall.masquerade)
         ),
     )
+
+
+def _passage(firewall: Firewall) -> Iterator[list[str]]:
+    if not firewall.destinations:
+        return
+    rules = [f'{incoming} ct state new counter name "passed"' for incoming in _incoming(firewall)]
+    yield _chain("arrived", "type filter hook input priority 300; policy accept;", *rules)
+    yield _chain("departed", "type filter hook postrouting priority 300; policy accept;", *rules)
 
 
 def _chain(name: str, *lines: str) -> list[str]:

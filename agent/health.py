@@ -59,7 +59,7 @@ class ClientView:
     """What a client knows of its own tunnel. Ages in seconds, None for never. An empty text means: no such trouble.
 
     `stream` is why there is no stream ("proxy: 407 Proxy Authentication Required"), `refusal` the server's words,
-    `host` why the host could not be made as desired. `unrenewed_s` is how long the grant lasts that cannot be renewed, None
+    `host` why the host could not be made as desired, `beyond` what stops packets behind the tunnel, on this host. `unrenewed_s` is how long the grant lasts that cannot be renewed, None
     while it can.
     """
 
@@ -71,6 +71,7 @@ class ClientView:
     refusal: str = ""
     host: str = ""
     unrenewed_s: float | None = None
+    beyond: str = ""
 
 
 def judge_client(view: ClientView) -> Judgement:
@@ -97,7 +98,7 @@ def _client_cause(view: ClientView, crossing: bool) -> str:
     if not view.granted:
         return "the server has not granted us anything yet"
     if crossing:
-        return _ends(view, "the grant cannot be renewed and")
+        return _ends(view, "the grant cannot be renewed and") or view.beyond
     if not session_is_alive(view.handshake_age_s):
         return f"the stream is up, but WireGuard does not shake hands ({_ago('last', view.handshake_age_s)})"
     return (

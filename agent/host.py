@@ -252,3 +252,7 @@ class NetStack(Protocol):
 
     def changes(self) -> AsyncIterator[None]:
         """Yields, debounced, whenever something of ours may have been changed by somebody else: a hint to look again."""
+
+    def firewall_counters(self) -> dict[str, int]:
+        """Packets by the names of `agent.firewall.COUNTERS`, since the table was last applied; empty without a table.
+        Raises HostError."""

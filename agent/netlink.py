@@ -136,9 +136,9 @@ class LinuxNetStack:
     def changes(self) -> AsyncIterator[None]:
         return changes(self._interest)
 
-    async def firewall_counters(self) -> dict[str, int]:
+    def firewall_counters(self) -> dict[str, int]:
         """Packets by the names of `agent.firewall.COUNTERS`, since the table was last applied."""
-        return await self._nft.counters()
+        return self._nft.counters()
 
     async def _read_links(self, ifnames: Sequence[str] | None) -> tuple[tuple[str, LinkState], ...]:
         if ifnames is None:

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -31,10 +30,13 @@ _REPLACE = f"table inet {TABLE}\ndelete table inet {TABLE}\n"  # works whether o
 _SEAL = re.compile(r'\tchain seal \{\n\t\tcomment "([0-9a-f]{32}) ([0-9a-f]{32})"\n\t\}\n')
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_GET_TABLE, _GET_GENERATION = _SUBSYSTEM | 1, _SUBSYSTEM | 16
+_GET_TABLE, _GET_GENERATION, _GET_OBJECT = _SUBSYSTEM | 1, _SUBSYSTEM | 16, _SUBSYSTEM | 19
 _NFGENMSG = struct.Struct("=BBH")
 _NFPROTO_INET = 1
 _FIRST_ATTRIBUTE = 1  # NFTA_TABLE_NAME, NFTA_GEN_ID
+_OBJECT_TABLE, _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA = 1, 2, 3, 4  # NFTA_OBJ_*
+_COUNTER = 1  # NFT_OBJECT_COUNTER
+_COUNTER_PACKETS = 2  # NFTA_COUNTER_PACKETS
 _NO_NFTABLES = {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}
 
 
@@ -92,13 +94,26 @@ class Nft:
             seal = f'comment "{_digest(text)} {_digest(_substance(listing))}"'
             await self._transaction(f"add chain inet {TABLE} seal {{ {seal}; }}\n")
 
-    async def counters(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         """Packets on each of the table's named counters since it was applied; empty when there is no table."""
-        if self._ask_generation() is None or not self._exists():
+        if self._ask_generation() is None:
             return {}
-        listed = json.loads(await self._run("-j", "list", "counters", "table", "inet", TABLE))
-        counters = (entry["counter"] for entry in listed["nftables"] if "counter" in entry)
-        return {counter["name"]: counter["packets"] for counter in counters}
+        assert self._socket is not None, "the generation was asked for first"
+        table = TABLE.encode() + b"\0"
+        try:
+            found = self._socket.dump(
+                _GET_OBJECT, _NFGENMSG.pack(_NFPROTO_INET, 0, 0) + attribute(_OBJECT_TABLE, table)
+            )
+        except OSError as exc:
+            raise _translated(exc) from exc
+        objects = [attributes(body, _NFGENMSG.size) for body in found]
+        return {
+            each[_OBJECT_NAME].rstrip(b"\0").decode(): int.from_bytes(
+                attributes(each[_OBJECT_DATA])[_COUNTER_PACKETS], "big"
+            )
+            for each in objects
+            if each[_OBJECT_TABLE] == table and int.from_bytes(each[_OBJECT_TYPE], "big") == _COUNTER
+        }
 
     async def _transaction(self, script: str) -> None:
         await self._run("-f", "-", script=script)

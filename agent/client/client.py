@@ -21,6 +21,7 @@ from secrets import token_hex
 from agent.canary import Responder
 from agent.carrier.api import Close, Command, DialFailed, Down, Event, GetStats, Message, Ready, Stats, Up
 from agent.client.direct import TICK_S, DirectPath
+from agent.client.passage import Passage
 from agent.client.role import ClientRole, Guard, View, server_key
 from agent.dataplane import DataPlane
 from agent.engine import Pass
@@ -87,6 +88,7 @@ class Client:
             self.session.path = direct.ladder.path.value
         self.live = Live()
         self.responder = Responder(time.monotonic)
+        self.passage = Passage()
         self._server = Identity(control_plane, Role.SEED_SERVER)
         self.mtu_bytes = mtu_bytes
         self._wireguard_port = wireguard_port
@@ -322,6 +324,7 @@ class Client:
     async def _look(self) -> None:
         try:
             device = await self.plane.read()
+            self.passage.note(self.plane.net.firewall_counters(), time.monotonic())
         except HostError as exc:
             log.debug("cannot read the device: %s", exc, extra={"event": "device.unreadable"})
             return

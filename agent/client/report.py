@@ -38,6 +38,7 @@ class Seen:
     status: PeerStatus | None
     stats: Stats | None
     host_error: str
+    dropped: str
     route_refused: tuple[Refusal, ...]
     mtu_bytes: int
     wall: float
@@ -66,6 +67,7 @@ def judge(seen: Seen) -> Judgement:
             stream=f"{failed.stage}: {failed.detail}" if failed else "",
             refusal=f"{seen.refusal.reason}: {seen.refusal.text}" if seen.refusal else "",
             host=seen.host_error or "; ".join(map(str, seen.route_refused)),
+            beyond=seen.dropped,
         )
     )
 

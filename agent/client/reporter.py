@@ -50,6 +50,7 @@ class Reporter:
             status=live.status,
             stats=live.stats,
             host_error=str(error) if error else "",
+            dropped=client.passage.trouble(client.plane.ifname),
             route_refused=live.refused,
             mtu_bytes=client.mtu_bytes,
             wall=wall,

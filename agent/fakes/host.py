@@ -49,6 +49,7 @@ class FakeHost:
         self.rules: set[int] = set()
         self.sysctls: dict[str, str] = {}
         self.firewall: str | None = None
+        self.counters: dict[str, int] = {}
         self.listeners: list[Callable[[], None]] = []
 
     def touch(self) -> None:

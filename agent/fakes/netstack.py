@@ -102,6 +102,9 @@ class FakeNetStack:
         if step.up is not None:
             self.host.set_up(step.ifname, step.up)
 
+    def firewall_counters(self) -> dict[str, int]:
+        return dict(self.host.counters)
+
     async def changes(self) -> AsyncIterator[None]:
         changed = asyncio.Event()
         self.host.listeners.append(changed.set)

@@ -345,9 +345,9 @@ async def test_without_the_program_nft(net: LinuxNetStack, monkeypatch: pytest.M
 
 
 async def test_counters_name_what_they_count(net: LinuxNetStack) -> None:
-    assert await net.firewall_counters() == {}
+    assert net.firewall_counters() == {}
     await net.apply([SetFirewall(FIREWALL)])
-    assert await net.firewall_counters() == dict.fromkeys(COUNTERS, 0)
+    assert net.firewall_counters() == dict.fromkeys(COUNTERS, 0)
 
 
 @contextmanager

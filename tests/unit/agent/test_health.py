@@ -58,6 +58,13 @@ def test_a_broken_link_while_packets_still_cross(view: ClientView, words: str) -
     assert words in fresh.sentence and words in stale.sentence
 
 
+def test_what_stops_packets_behind_the_tunnel_is_told_while_the_tunnel_is_up() -> None:
+    view = replace(GOOD, beyond="another firewall drops it")
+    judgement = judge_client(view)
+    assert judgement.verdict is Verdict.DEGRADED and judgement.causes == ("another firewall drops it",)
+    assert judge_client(replace(view, stream_up=False)).causes != judgement.causes
+
+
 def test_a_handshake_is_not_enough_to_be_up() -> None:
     judgement = judge_client(replace(GOOD, canary_age_s=12.0))
     assert judgement.verdict is Verdict.DOWN
