@@ -2,7 +2,7 @@
 
 python -m benchmarks._crowd COUNT PKI-DIRECTORY HOST PORT: says `enrolled SECONDS` once each has its grant, and `answering
 SECONDS` once each has answered a canary. A line with a number on its stdin freezes that client: its stream stays, and it says
-nothing in the tunnel any more. Ends with its stdin.
+nothing in the tunnel any more; `frozen SECONDS` says that it is so. Ends with its stdin.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from agent.session import Session, State
 from lab import addresses
 from lab.noise import WireGuardPeer, canary_answer
 
-AT_ONCE = 60  # the server takes 64 strangers at a time; who is pushed out comes again later
+AT_ONCE = 60  # dial at a time: the server takes 64 strangers; who is pushed out comes again later
 TICK_S = 1.0
 #: WireGuard's REKEY_TIMEOUT and REKEY_AFTER_TIME (whitepaper section 6.1).
 RETRY_S, REKEY_S = 5.0, 120.0
@@ -58,6 +58,7 @@ class Member:
         stem = f"client-{client_name(number)}"
         tls = TlsFiles(*(str(directory / name) for name in ("ca.crt", f"{stem}.crt", f"{stem}.key")))
         identity = str(Identity(addresses.CONTROL_PLANE, Role.SEED_SERVER))
+        self.connected = asyncio.Event()
         self.joined = asyncio.Event()
         self.answered = asyncio.Event()
         self.frozen = False
@@ -108,6 +109,7 @@ class Member:
     def _on_event(self, event: Event) -> None:
         now = time.monotonic()
         if isinstance(event, Up):
+            self.connected.set()
             self._do(self._session.on_up(event.stream, event.replay, now))
         elif isinstance(event, Message):
             self._do(self._session.on_message(event.stream, event.text, now))
@@ -142,15 +144,25 @@ class Crowd:
         self._device.bind(("127.0.0.1", 0))
         asyncio.get_running_loop().add_reader(self._device, self._on_readable)
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._begin = time.monotonic()
         self._by_port: dict[int, Member] = {}
         self.members: dict[int, Member] = {}
         self.over = asyncio.Event()
 
-    async def join(self, number: int) -> None:
+    async def gather(self, count: int) -> None:
+        """All of them join, as many at once as the server takes."""
+        self._begin = time.monotonic()
+        await asyncio.gather(*map(self._join, range(count)))
+        print("enrolled", time.monotonic() - self._begin, flush=True)
+        await asyncio.gather(*(member.answered.wait() for member in self.members.values()))
+        print("answering", time.monotonic() - self._begin, flush=True)
+
+    async def _join(self, number: int) -> None:
         async with self._turns:
             member = Member(number, self._directory, self._server, self._device)
             self.members[number] = self._by_port[member.relay_port] = member
-            await member.joined.wait()
+            await member.connected.wait()
+        await member.joined.wait()
 
     async def live(self) -> None:
         """Spread over each second."""
@@ -169,6 +181,7 @@ class Crowd:
             asyncio.get_running_loop().remove_reader(0)
         for word in text.split():
             self.members[int(word)].frozen = True
+            print("frozen", time.monotonic() - self._begin, flush=True)
 
     def _on_readable(self) -> None:
         with suppress(BlockingIOError, ConnectionRefusedError):
@@ -186,11 +199,7 @@ async def main(count: int, directory: Path, host: str, port: int) -> None:
     loop.add_reader(0, crowd.obey)
     ticking = asyncio.ensure_future(crowd.live())
     gc.disable()  # nothing here is garbage before the end
-    begin = time.monotonic()
-    await asyncio.gather(*map(crowd.join, range(count)))
-    print("enrolled", time.monotonic() - begin, flush=True)
-    await asyncio.gather(*(member.answered.wait() for member in crowd.members.values()))
-    print("answering", time.monotonic() - begin, flush=True)
+    await crowd.gather(count)
     gc.freeze()
     await crowd.over.wait()
     ticking.cancel()

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-from benchmarks._crowd import client_name
+from benchmarks._clients import gathered, seed_server
 from benchmarks._process import Usage, pid_of, usage
 from benchmarks.figure import Figure
-from lab import addresses
 from lab.daemons import Daemon
 from lab.lab import Lab
 
@@ -25,7 +20,7 @@ CROWD_SETTLE_S = 20.0
 
 def run() -> Iterator[Figure]:
     """`rss.ROLE.idle_mib` is the daemon's own; `rss.ROLE.carrier.idle_mib` its carrier's; `idle_cpu.ROLE.percent` both together.
-    `*.clients_1000_*`: the seed server with so many enrolled clients that are silent but for their liveness."""
+    `*.clients_1000_*`: the seed server with so many enrolled clients that say nothing but liveness and canaries."""
     with Lab("envoy-sni") as lab:
         server, client = lab.seed_server(), lab.shoot_client()
         server.start()
@@ -36,33 +31,14 @@ def run() -> Iterator[Figure]:
         for name, daemon in (("seed_server", server), ("shoot_client", client)):
             yield from _of(daemon, name, "idle", "one tunnel, idle")
     with Lab() as lab:
-        server = lab.seed_server()
+        server = seed_server(lab)
         server.start()
-        with crowd(lab, CLIENTS) as enrolled_s:
+        with gathered(lab, CLIENTS) as clients:
             time.sleep(CROWD_SETTLE_S)
-            note = f"{CLIENTS} clients with a stream each, idle; no WireGuard behind them"
+            note = f"{CLIENTS} clients with a stream and a WireGuard session each, idle but for canaries"
             yield from _of(server, "seed_server", f"clients_{CLIENTS}", note)
-            yield Figure(f"enroll.clients_{CLIENTS}_s", enrolled_s, "s", note="from the first dial to the last grant")
-
-
-@contextmanager
-def crowd(lab: Lab, count: int) -> Iterator[float]:
-    """So many enrolled clients, in one process on the lab's node. Yields the seconds it took them."""
-    for number in range(count):
-        lab.pki.client(client_name(number))
-    command = [sys.executable, "-m", "benchmarks._crowd", str(count), str(lab.pki.directory)]
-    command += [addresses.SEED.v4, str(addresses.SERVER_PORT)]
-    root = Path(__file__).parent.parent
-    argv = lab.node.command(["env", f"PYTHONPATH={root}", *command])
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as process:
-        try:
-            assert process.stdout is not None
-            word, _, seconds = process.stdout.readline().partition(" ")
-            if word != "enrolled":
-                raise RuntimeError("the crowd did not come")
-            yield float(seconds)
-        finally:
-            process.terminate()
+            note = "from the first dial to the last grant"
+            yield Figure(f"enroll.clients_{CLIENTS}_s", clients.enrolled_s, "s", note=note)
 
 
 def _of(daemon: Daemon, name: str, state: str, note: str) -> Iterator[Figure]:
