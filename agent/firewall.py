@@ -12,6 +12,7 @@ accepts nothing that another table of the host drops. Its parts, in the order in
   forwarded into it.
 - `clamp`: TCP SYNs in both directions promise no more than the tunnel's MTU carries (RFC 4459 section 3.2).
 - `arrived` and `departed`, after everybody else's chains: what was let in and is not counted here was dropped by another firewall.
+  That holds because `input` and `forward` come before the chains of others: of two with one priority the younger would be first.
 - `postrouting`: where `masquerade` says so, hosts behind us need no route back.
 
 There is not one set in it, on purpose. Replacing a table exchanges the rules of a chain at one moment, but the elements of
@@ -147,7 +148,7 @@ def _access(firewall: Firewall) -> Iterator[list[str]]:
     ports = [f'iifname != "lo" udp dport {port} counter name "not_local" drop' for port in sorted(firewall.local_ports)]
     doors = sorted(firewall.doors, key=lambda door: door.port)
     ports += [f"udp dport {door.port} jump door_{door.port}" for door in doors]
-    yield _chain("input", "type filter hook input priority filter; policy accept;", *ports, *jumps)
+    yield _chain("input", "type filter hook input priority filter - 5; policy accept;", *ports, *jumps)
     for door in doors:
         yield _chain(
             f"door_{door.port}",
@@ -157,7 +158,7 @@ def _access(firewall: Firewall) -> Iterator[list[str]]:
         )
     crossing = [f"{incoming} jump transit" for incoming in _incoming(firewall)] if firewall.hub else []
     into = [f'oifname "{name}" jump into_tunnel' for name in sorted(firewall.devices)] if firewall.hub else []
-    yield _chain("forward", "type filter hook forward priority filter; policy accept;", *into, *crossing, *jumps)
+    yield _chain("forward", "type filter hook forward priority filter - 5; policy accept;", *into, *crossing, *jumps)
     yield _chain(
         "from_tunnel",
         "ct state established accept",
