@@ -3,13 +3,14 @@
 import asyncio
 import socket
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
 
-from agent.canary import EAGER, EAGER_S, PORT, TICK_S, Prober, Responder, Target
-from agent.pulse import INTERVAL_S, Pulse
+from agent.canary import EAGER, EAGER_S, HURRIED_MAX, PORT, TICK_S, Prober, Responder, Target
+from agent.pulse import INTERVAL_S, RELIED_ON_INTERVAL_S, Pulse
 
 LO = ip_address("127.0.0.1")
 LO6 = ip_address("::1")
@@ -215,3 +216,25 @@ async def test_a_long_question_gets_an_answer_as_long(clock: Clock) -> None:
     assert prober.targets["192.0.2.1"].answered == 0
     prober._answered(sent[1], ("192.0.2.1", PORT))
     assert prober.targets["192.0.2.1"].answered == 1
+
+
+async def test_of_thousands_that_are_late_together_only_some_are_asked_in_a_hurry(clock: Clock) -> None:
+    """Otherwise a busy server would ask ten times as much, and be busier."""
+    prober = Prober(clock)
+    sent: list[str] = []
+    prober._port.send = lambda payload, to: sent.append(to[0])  # type: ignore[method-assign]
+    for number in range(1000):
+        interval_s = RELIED_ON_INTERVAL_S if number % 20 == 0 else 3.0
+        prober.watch(str(ip_address("10.0.0.0") + number), Pulse(clock.now, interval_s=interval_s))
+    prober.ask()
+    assert len(sent) == 1000
+    asked = Counter[str]()
+    for _ in range(20):
+        sent.clear()
+        clock.now += TICK_S
+        prober.ask()
+        assert len(sent) <= HURRIED_MAX + 50
+        asked.update(sent)
+    relied_on = [str(ip_address("10.0.0.0") + number) for number in range(0, 1000, 20)]
+    assert min(asked[address] for address in relied_on) >= 8, "enough to know who of them is dead"
+    assert len(asked) > 900, "and the others take turns"
