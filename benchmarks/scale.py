@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network, ip_network
+from pathlib import Path
+from typing import Any
 
 from agent.keys import generate_preshared_key, generate_private_key, public_key
 from agent.model import IFALIAS_PREFIX, Device, Endpoint, Observed, Peer, PresharedKey, PublicKey, Tunnel
@@ -36,7 +38,7 @@ TUNNEL = IPv4Network("192.168.128.0/17")
 
 
 def run() -> Iterator[Figure]:
-    """`scale.FIGURE.COUNT`, plotted against the count."""
+    """`scale.FIGURE.COUNT`; `plot` draws each figure against the count."""
     for count in COUNTS:
         yield _plan(count)
         with Lab() as lab:
@@ -127,3 +129,33 @@ def _carriers(server: Daemon) -> Iterator[tuple[int, IPv4Network]]:
         for prefix in map(ip_network, peer.prefixes):
             if isinstance(prefix, IPv4Network) and prefix.subnet_of(SERVICES):
                 yield int(peer.name.rpartition("-")[2]), prefix
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Each figure over the number of clients, one panel for each unit."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        _, name, count = row["figure"].split(".")
+        panels.setdefault(row["unit"], {}).setdefault(name, []).append((float(count), row["value"]))
+    fig, all_axes = plt.subplots(1, len(panels), figsize=(12, 4.2), squeeze=False)
+    for axes, (unit, lines) in zip(all_axes[0], panels.items(), strict=True):
+        for name, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axes.set_xscale("log")
+        if unit == "s":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("clients")
+        axes.set_ylabel(unit)
+        axes.grid(visible=True, which="major", alpha=0.3)
+        axes.legend(fontsize=7)
+    fig.suptitle("One seed server by the number of its clients", fontsize=10)
+    fig.tight_layout()
+    fig.savefig(path, metadata={"Date": None})
+    plt.close(fig)

@@ -53,6 +53,8 @@ AIMS: tuple[tuple[str, str, float, str], ...] = (
     ("ipam.soak.memory.steps", ">=", 500_000, "IPAM: steps of its state machine in memory, no promise broken"),
     ("ipam.processes.duplicates", "<=", 0, "IPAM: addresses with two owners, 32 processes being killed"),
     ("ipam.processes.leaked_after_gc", "<=", 0, "IPAM: leaks after that and garbage collection"),
+    ("scale.enroll_s.5000", "<=", 60.0, "5,000 clients enrolled on one seed server"),
+    ("scale.failover_s.5000", "<=", 3.0, "of 5,000 clients one dies: its shared prefixes carried by another"),
     ("routes.add_1000_s", "<=", 0.5, "1,000 routes"),
 )
 
