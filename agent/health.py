@@ -59,8 +59,8 @@ class ClientView:
     """What a client knows of its own tunnel. Ages in seconds, None for never. An empty text means: no such trouble.
 
     `stream` is why there is no stream ("proxy: 407 Proxy Authentication Required"), `refusal` the server's words,
-    `host` why the host could not be made as desired, `beyond` what stops packets behind the tunnel, on this host. `unrenewed_s` is how long the grant lasts that cannot be renewed, None
-    while it can.
+    `host` why the host could not be made as desired, `beyond` what stops packets behind the tunnel, on this host.
+    `unrenewed_s` is how long the grant lasts that cannot be renewed, None while it can.
     """
 
     stream_up: bool
