@@ -13,6 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.carrier.api import Stats
+from agent.client.passage import Passage
 from agent.client.reporter import Reporter as ClientReporter
 from agent.identity import Role
 from agent.metrics import exposition
@@ -96,7 +97,7 @@ def shoot_status(certificate: Path) -> Any:
         stream=1, grant=grant, refusal=None, expires_in_s=lambda now: 1800.0, unrenewed_s=lambda now: None
     )
     client = SimpleNamespace(
-        live=live, session=session, responder=SimpleNamespace(age_s=lambda now: 0.1), mtu_bytes=1420,
+        live=live, session=session, responder=SimpleNamespace(age_s=lambda now: 0.1), passage=Passage(), mtu_bytes=1420,
         plane=SimpleNamespace(ifname="rz-shoot"), direct=None,
     )  # fmt: skip
     choice = SimpleNamespace(kind=SimpleNamespace(value="kernel"), reason="")
