@@ -111,10 +111,11 @@ class KubernetesStore:
             require_newer(ledger, snapshot.ledger)
             pieces = dict(snapshot.pieces) or await self._initialise()
             try:
-                await self._write(pieces, snapshot.ledger, ledger)
+                tidy = await self._write(pieces, snapshot.ledger, ledger)
             finally:
                 self._pieces |= pieces
-            self._keep(_Snapshot(ledger, pieces, snapshot.loose))
+            if tidy:  # otherwise the next read finds the claims that were left
+                self._keep(_Snapshot(ledger, pieces, snapshot.loose))
 
     async def changed(self, version: Version) -> None:
         snapshot = self._snapshots.get(version)
@@ -123,7 +124,8 @@ class KubernetesStore:
         else:
             await self._maps.changed(snapshot.collection)
 
-    async def _write(self, pieces: dict[int, _Piece], before: Ledger, after: Ledger) -> None:
+    async def _write(self, pieces: dict[int, _Piece], before: Ledger, after: Ledger) -> bool:
+        """Whether no claim is left that nobody needs any more. Raises StoreError."""
         todo, generation = rounds(before, after, self._count), after.generation
         await self._round(pieces, {n: without_entries(pieces[n].shard, o, generation) for n, o in todo.drop.items()})
         unclaimed = dict(pieces)
@@ -139,7 +141,9 @@ class KubernetesStore:
         except Conflict:
             await self._reclaim([(n, b, home) for n, claims in todo.claim.items() for b, home in claims.items()])
             raise
-        await self._quietly(pieces, {n: without_claims(pieces[n].shard, gone) for n, gone in todo.unclaim.items()})
+        return await self._quietly(
+            pieces, {n: without_claims(pieces[n].shard, gone) for n, gone in todo.unclaim.items()}
+        )
 
     async def _round(self, pieces: dict[int, _Piece], new: Mapping[int, Shard]) -> None:
         """Replace these shards, each if it is as `pieces` has it, and note in `pieces` those that were.
@@ -165,10 +169,13 @@ class KubernetesStore:
         if errors:
             raise errors[0]
 
-    async def _quietly(self, pieces: dict[int, _Piece], new: Mapping[int, Shard]) -> None:
-        """As `_round`; claims that this leaves behind are reclaimed later."""
-        with suppress(StoreError):
+    async def _quietly(self, pieces: dict[int, _Piece], new: Mapping[int, Shard]) -> bool:
+        """As `_round`, and whether all was done; claims that this leaves behind are reclaimed later."""
+        try:
             await self._round(pieces, new)
+        except StoreError:
+            return False
+        return True
 
     async def _reclaim(self, claims: Iterable[tuple[int, Block, int]]) -> None:
         """Take back claims that have no entry, for sure: an entry that is still on its way to its home loses there first."""
