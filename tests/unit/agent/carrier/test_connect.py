@@ -199,7 +199,7 @@ async def test_a_silent_address_holds_up_the_next_for_a_quarter_second(
     started = time.monotonic()
     sock, _ = await connect([silent, SocketAddress(V4, listening)])
     sock.close()
-    assert 0.2 < time.monotonic() - started < 1.0
+    assert 0.2 < time.monotonic() - started < 4.0
 
 
 async def test_every_failure_is_named(silent: SocketAddress, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ async def test_one_family_is_enough(server: Dns, is_silent: bool) -> None:
     server.answer = answer
     began = time.monotonic()
     assert await ask("a.test", 5.0) == ["10.0.0.1"]
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4, "sooner than its 5 s"
 
 
 async def test_nobody_is_asked_through_a_tunnel_that_is_down(server: Dns) -> None:
