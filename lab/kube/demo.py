@@ -22,8 +22,6 @@ from lab.verdict import Check, grouped, proofs
 _LINES_SHOWN = 8
 _COPY_BYTES = 20_000_000
 _LOCAL_PORT = 18080
-#: A kubectl that cannot reach the shoot says so within this time.
-_REFUSAL_S = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +117,8 @@ class KubeDemo:
         landscape = self.landscape
         with step(self._console, "the shoot client is stopped and everything of it removed"):
             landscape.close_tunnel()
-        ran = self._kubectl("logs", POD, proves="without the tunnel", says="tunnel down", code=1)
-        if ran.seconds > _REFUSAL_S:
+        ran = self._kubectl("logs", POD, proves="without the tunnel", says=landscape.wiring.down_words[0], code=1)
+        if ran.seconds > landscape.wiring.refusal_s:
             self.checks.append(Check("without the tunnel", False, f"kubectl took {ran.seconds:.1f} s to say so"))
         with step(self._console, "the shoot client is started again"):
             landscape.open_tunnel()

@@ -35,12 +35,14 @@ class Wiring(Enum):
 
     EGRESS_UDS = "egress-uds"
     EGRESS_MTLS = "egress-mtls"
+    SIDECAR = "sidecar"
 
     @property
     def words(self) -> str:
         return {
             Wiring.EGRESS_UDS: "the egress proxy's Unix socket",
             Wiring.EGRESS_MTLS: "the egress proxy's TCP port, with TLS and a client certificate",
+            Wiring.SIDECAR: "routes that a sidecar makes in its pod",
         }[self]
 
     @property
@@ -48,6 +50,19 @@ class Wiring(Enum):
         """Whether kube-apiserver dials the pods behind a service for webhooks and aggregated APIs, and not the service. Both
         are common, so each wiring has one."""
         return self is Wiring.EGRESS_UDS
+
+    @property
+    def down_words(self) -> tuple[str, ...]:
+        """What whoever types kubectl is told, one of these, while there is no tunnel. Behind routes there is nobody who knows
+        the cause: kube-apiserver's own time limits say that something is missing."""
+        if self is Wiring.SIDECAR:
+            return ("i/o timeout", "deadline exceeded", "Timeout exceeded", "no route to host")
+        return ("tunnel down",)
+
+    @property
+    def refusal_s(self) -> float:
+        """It is told so within this time: kube-apiserver gives a connection 30 s, and kubectl asks in two ways."""
+        return 75.0 if self is Wiring.SIDECAR else 12.0
 
 
 class Landscape:
@@ -91,6 +106,7 @@ class Landscape:
         self.egress, settings = self._egress()
         self.server = self.lab.seed_server(**settings)
         self.client = self.lab.shoot_client()
+        self.sidecar = self.lab.sidecar(1, "kube-apiserver") if self.wiring is Wiring.SIDECAR else None
         self.plane = ControlPlane(
             self.control_plane,
             address=addresses.seed_pod(1).v4,
@@ -105,6 +121,9 @@ class Landscape:
         self.client.start()
         for daemon in (self.client, self.server):
             daemon.wait_ready()
+        if self.sidecar is not None:
+            self.sidecar.start()
+            self.sidecar.wait_ready()
 
     def start_control_plane(self) -> None:
         self._stack.enter_context(self.plane)
@@ -112,8 +131,10 @@ class Landscape:
         self.shoot.register()
         wait_until(lambda: self.available()["status"] == "True", "the aggregated API being available", 30, 0.2)
 
-    def _egress(self) -> tuple[Egress, dict[str, Value]]:
-        """What kube-apiserver and the seed server have to be told."""
+    def _egress(self) -> tuple[Egress | None, dict[str, Value]]:
+        """What kube-apiserver and the seed server have to be told; nothing when kube-apiserver dials by itself."""
+        if self.wiring is Wiring.SIDECAR:
+            return None, {}
         if self.wiring is Wiring.EGRESS_UDS:
             socket = self.lab.directory / "egress.sock"
             return Egress(uds=socket), {"egress_socket": str(socket)}
