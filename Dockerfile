@@ -34,11 +34,11 @@ COPY agent agent
 COPY ipam ipam
 COPY seed_server seed_server
 COPY shoot_client shoot_client
-# Byte code that is checked against no time stamp is the same in each build, and the root file system may be read-only.
+# Byte code that is checked against no time stamp is the same in each build, and the root file system may be read-only. pip leaves some with stamps (-f).
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
  && /opt/rhizome/bin/pip install --no-deps --no-index --find-links /wheels rhizome \
  && /opt/rhizome/bin/pip uninstall --yes pip \
- && python -m compileall -q --invalidation-mode unchecked-hash /opt/rhizome/lib
+ && python -m compileall -qf --invalidation-mode unchecked-hash /opt/rhizome/lib
 
 FROM python:${PYTHON}-slim-${DEBIAN}
 # Lists, logs and a cache would make each build another one.
