@@ -148,7 +148,7 @@ class EgressLink:
     def tell(self, now: float) -> None:
         """Say what has changed."""
         server = self._server
-        wanted = carriers(server.registry, server.carries, server.carrying.pulses)
+        wanted = carriers(server.registry, server.carries, server.roster.carrying.pulses)
         said = self._said
         before = said or {}
         changed = said is None

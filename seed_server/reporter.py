@@ -34,8 +34,8 @@ class Reporter:
         server, live, now, wall = self._server, self._server.live, time.monotonic(), time.time()
         error = live.last_pass.error if live.last_pass else None
         seen = report.Seen(
-            canaries=server.prober.targets,
-            pulses=server.carrying.pulses,
+            canaries=server.roster.prober.targets,
+            pulses=server.roster.carrying.pulses,
             statuses=live.statuses,
             streams={number: up for number, (_, up) in live.streams.items()},
             stats=live.stats,
@@ -70,8 +70,8 @@ class Reporter:
                 _counts(live.refused),
                 _counts(live.turned_away),
                 _counts(live.steps),
-                failovers=_counts(server.carrying.tally.failovers),
-                moves=server.carrying.tally.moves,
+                failovers=_counts(server.roster.carrying.tally.failovers),
+                moves=server.roster.carrying.tally.moves,
                 conflicts=server.warden.fence.contested,
             ),
             certificate_expires_in_s=expires_in_s(self._certificate, wall),

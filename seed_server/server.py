@@ -14,31 +14,29 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from types import MappingProxyType
 
-from agent.canary import TICK_S, Prober
+from agent.canary import TICK_S
 from agent.carrier.api import Close, Command, Down, Event, GetStats, Message, Send, Stats, Turned, Up
 from agent.dataplane import DataPlane
 from agent.denylist import DenyList
 from agent.engine import Pass
 from agent.errors import BadMessage, HostError, PoolExhausted, StoreError
-from agent.identity import Identity, Role
+from agent.identity import Identity
 from agent.keys import generate_preshared_key
 from agent.messages import STREAM, Drain, Enroll, Facts, Refuse, encode, parse
-from agent.model import IPAddress, PresharedKey, PublicKey, Tunnel
-from agent.pulse import Pulse, Standing
+from agent.model import IPAddress, PublicKey, Tunnel
+from agent.pulse import Standing
 from agent.run import spawn
 from seed_server import desired
 from seed_server.audit import Audit, Journal
-from seed_server.carrying import Carrying
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
 from seed_server.live import Live
+from seed_server.notes import note_grant, note_refused_prefixes
 from seed_server.preshared import renewed
 from seed_server.registry import (
     Admitted,
-    Client,
     Registry,
     admit,
     expire,
@@ -48,7 +46,8 @@ from seed_server.registry import (
     without,
     without_adopted,
 )
-from seed_server.warden import EXPELS, REVOKED, Warden
+from seed_server.roster import Roster
+from seed_server.warden import EXPELS, REVOKED, Warden, keys_named
 
 log = logging.getLogger("rhizome.seed")
 
@@ -57,7 +56,6 @@ ENROLLS_AT_ONCE = 1024
 PEER_IN_PLACE_S = 5.0  # how long an enrolling client waits for its peer to stand on the device
 STATUS_EVERY = 3  # beats between two looks at WireGuard's counters
 PEERS_PER_BEAT = 250  # and no more of them than so many peers allow
-ADOPTED_KEPT_S = 60.0  # after a restart, clients have this long to enrol again before their peers are removed
 
 #: The addresses of a client: committed in the IPAM when it returns. Raises StoreError (PoolExhausted when there is none).
 Allocate = Callable[[Identity], Awaitable[tuple[IPAddress, ...]]]
@@ -85,32 +83,13 @@ class SeedServer:
         self.direct = direct
         self.plane = plane
         self.live = Live()
-        self.prober = Prober(time.monotonic)
-        self.registry = Registry(known=known)
-        self.carrying = Carrying(charter.policy.ranges())
-        if plane.adopted is not None:
-            self.registry = replace(
-                self.registry,
-                adopted=tuple(plane.adopted.peers),
-                adopted_until=time.monotonic() + ADOPTED_KEPT_S,
-            )
-        if direct is not None and direct.plane.adopted is not None:
-            self.registry = replace(
-                self.registry,
-                adopted_direct=tuple(direct.plane.adopted.peers),
-                adopted_until=time.monotonic() + ADOPTED_KEPT_S,
-                direct_routes=frozenset(route.dst for route in direct.plane.adopted_routes if not route.metric),
-            )
-        self._expected = {peer.public_key: peer for peer in self.registry.adopted}
-        for key, peer in self._expected.items():
-            self.carrying.reserve(str(key), peer.allowed_ips)
+        self.roster = Roster(charter, plane, known, direct)
         self._wireguard_port = wireguard_port
         self.warden = warden
         self.journal = Journal(log, audit)
         self._allocate = allocate
         self._send = send
         self._peers = desired.Peers()
-        self._guests: dict[str, Pulse] = {}  # of sidecars, by tunnel address
         self._early: dict[int, Facts | None] = {}  # by stream: what was said while its enroll was being judged
         self._enrolling = asyncio.Semaphore(ENROLLS_AT_ONCE)
         self.engine = plane.engine(self._desired, self._on_pass, resync_s)
@@ -126,14 +105,17 @@ class SeedServer:
         self.journal.note(logging.INFO, "server.started", f"{words} decides", epoch=epoch, denied=denied)
         await stop.wait()
         self.journal.note(logging.INFO, "server.stopped", f"{words} ends; packets go on")
-        self.prober.close()
-        if self.direct is not None:
-            self.direct.prober.close()
+        self.roster.close()
+
+    @property
+    def registry(self) -> Registry:
+        """Who is in."""
+        return self.roster.registry
 
     @property
     def carries(self) -> desired.Carries:
         """Identity text -> what this client carries now."""
-        return self.carrying.carries
+        return self.roster.carrying.carries
 
     # What the host and the clients should have
 
@@ -149,40 +131,12 @@ class SeedServer:
         if self.plane.is_new_incarnation(done) or anew:
             self.engine.wake()  # the alias carries the new epoch
             self._tell(self.registry.clients)
-        if done.error is None and (self.plane.ifname in done.created or not self.prober.is_open):
-            self.prober.open(self.plane.ifname, self.charter.addresses[0])
+        if done.error is None and (self.plane.ifname in done.created or not self.roster.prober.is_open):
+            self.roster.prober.open(self.plane.ifname, self.charter.addresses[0])
 
     def _commit(self, registry: Registry, changed: Iterable[str]) -> None:
         """Take `registry` as the truth, with what follows for these clients."""
-        before, self.registry = self.registry, registry
-        now = time.monotonic()
-        for key in changed:
-            client, known = registry.clients.get(key), before.clients.get(key)
-            for address in known.addresses[:1] if known is not None else ():
-                if client is None or client.addresses[:1] != (address,):
-                    self.prober.forget(str(address))
-                    self._guests.pop(str(address), None)
-                    if self.direct is not None:
-                        self.direct.prober.forget(str(address))
-            if client is None:
-                self.carrying.drop(key)
-                continue
-            if client.identity.role is Role.SIDECAR:  # nobody stands by for it
-                for address in client.addresses[:1]:
-                    self.prober.watch(str(address), self._guests.setdefault(str(address), Pulse(now)))
-                if self.direct is not None:
-                    self.direct.watch(client, now)
-                continue
-            expected = client.public_key in self._expected
-            pulse = self.carrying.put(client, now, trusted=expected)
-            if expected:
-                self.carrying.release(str(client.public_key))
-            for address in client.addresses[:1]:
-                self.prober.watch(str(address), pulse)
-        if before.adopted and not registry.adopted:
-            for public_key in self._expected:
-                self.carrying.release(str(public_key))
-            self._expected.clear()
+        self.roster.commit(registry, changed)
         self.engine.wake()
 
     def _tell(self, keys: Iterable[str]) -> None:
@@ -231,7 +185,7 @@ class SeedServer:
             self.journal.note(
                 logging.WARNING, "enroll.refused", words, identity, stream=event.stream, reason=refuse.reason
             )
-            self._commit(without_adopted(self.registry, DenyList(keys=_keys_in(event.replay))), ())
+            self._commit(without_adopted(self.registry, DenyList(keys=keys_named(event.replay))), ())
             self._expel(identity, refuse)
             return
         for text in event.replay:
@@ -309,7 +263,8 @@ class SeedServer:
                 self._admitted(admitted)
         if refuse is None:
             self._tell([str(identity)])
-            self._note_grant(identity, stream, known)
+            if client := self.registry.clients.get(str(identity)):
+                note_grant(self.journal, client, known, stream, time.monotonic())
             if renewal and self._left_s(stream) < self.charter.policy.lifetime_s:
                 self._send(Send(stream, encode(Drain("your credential ends: come again with a newer one"))))
             return
@@ -320,27 +275,6 @@ class SeedServer:
             self._expel(identity, refuse)
         else:
             self._send(Send(stream, encode(refuse)))
-
-    def _note_grant(self, identity: Identity, stream: int, before: Client | None) -> None:
-        client = self.registry.clients.get(str(identity))
-        if client is None:
-            return
-        keys = tuple(map(str, client.keys))
-        if before is not None and before.keys != client.keys:
-            words = f"{identity} came with other WireGuard keys"
-            self.journal.note(logging.INFO, "key.changed", words, identity, public_keys=keys)
-        self.journal.note(
-            logging.DEBUG,
-            "enroll.granted",
-            f"{identity} is in",
-            identity,
-            stream=stream,
-            public_keys=keys,
-            addresses=tuple(map(str, client.addresses)),
-            prefixes=tuple(map(str, client.own + client.shared + client.routes)),
-            lifetime_s=round(client.expires_at - time.monotonic()),
-            renewal=before is not None and before.stream == stream,
-        )
 
     async def _admit(self, stream: int, identity: Identity, enroll: Enroll) -> Refuse | None:
         """None: the client is in and its peer stands on the device, or its stream has gone meanwhile."""
@@ -361,7 +295,7 @@ class SeedServer:
         if refuse := precheck(self.registry, policy, own_keys, identity, enroll):
             return refuse  # somebody else was faster while we waited for the address
         key = dict(enroll.public_keys)[STREAM]
-        psk = self._adopted_psk(key) or generate_preshared_key()
+        psk = self.roster.adopted_psk(key) or generate_preshared_key()
         now, left_s = time.monotonic(), self._left_s(stream)
         self._admitted(admit(self.registry, policy, identity, enroll, addresses, psk, stream, now, left_s))
         try:
@@ -382,19 +316,8 @@ class SeedServer:
         client = admitted.client
         known = self.registry.clients.get(str(client.identity))
         self.live.refused.update(refusal.reason for refusal in client.refused)
-        if known is None or known.refused != client.refused:
-            for refusal in client.refused:
-                words = f"{client.identity} may not carry {refusal.text}"
-                prefix, reason = str(refusal.prefix), refusal.reason
-                self.journal.note(
-                    logging.WARNING, "prefix.refused", words, client.identity, prefix=prefix, reason=reason
-                )
+        note_refused_prefixes(self.journal, client, known)
         self._commit(admitted.registry, (str(client.identity),))
-
-    def _adopted_psk(self, key: PublicKey) -> PresharedKey | None:
-        """A client that was in before this server restarted keeps its preshared key: both ends must agree all the time."""
-        peer = self._expected.get(key)
-        return peer.preshared_key if peer is not None else None
 
     async def renew_preshared_keys(self, keys: Iterable[str]) -> None:
         """New preshared keys for these clients: on the device, then told."""
@@ -410,28 +333,23 @@ class SeedServer:
         while True:
             await asyncio.sleep(TICK_S)
             self._judge(time.monotonic())
-            self.prober.ask()
+            self.roster.prober.ask()
             if self.direct is not None:
                 self.direct.prober.ask()
 
     def _judge(self, now: float) -> None:
-        """Who can be relied on; parts of those who cannot be move. Nobody relies on a sidecar, but a silent one is asked
-        less often."""
-        for pulse in self._guests.values():
-            pulse.judge(now)
-        if self.direct is not None:
-            self.direct.judge(now)
-        version, moves = self.carrying.version, self.carrying.tally.moves
-        for key in self.carrying.judge_all(now):
-            pulse, who = self.carrying.pulses[key], self.registry.clients[key].identity
+        """Say who can be relied on, and take note of what moves."""
+        carrying = self.roster.carrying
+        version, moves = carrying.version, carrying.tally.moves
+        for who, pulse in self.roster.judge(now):
             if pulse.standing is Standing.LOST:
                 words = f"{who.name} is lost: {pulse.cause.words}"
                 self.journal.note(logging.WARNING, "client.lost", words, who, reason=pulse.cause.value)
             elif pulse.standing is Standing.WELL:
                 self.journal.note(logging.INFO, "client.well", f"{who.name} is well", who)
-        if version != self.carrying.version:
+        if version != carrying.version:
             self.engine.wake()
-        if moved := self.carrying.tally.moves - moves:
+        if moved := carrying.tally.moves - moves:
             self.journal.note(logging.INFO, "prefixes.moved", f"{moved} shared prefixes change hands", count=moved)
 
     async def _beat(self) -> None:
@@ -461,16 +379,3 @@ class SeedServer:
         if self.direct is not None:
             await self.direct.look()
         self.live.statuses = device.statuses if device is not None else ()
-
-
-def _keys_in(replay: Iterable[str]) -> frozenset[PublicKey]:
-    """The WireGuard keys that a client has named on its stream before this server attached to it."""
-    keys: set[PublicKey] = set()
-    for text in replay:
-        try:
-            message = parse(text)
-        except BadMessage:
-            continue
-        if isinstance(message, Enroll):
-            keys.update(key for _, key in message.public_keys)
-    return frozenset(keys)

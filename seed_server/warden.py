@@ -6,12 +6,14 @@ A refusal of one of these kinds also takes away what the client has been granted
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from agent.carrier.api import Up
 from agent.denylist import DenyList
+from agent.errors import BadMessage
 from agent.identity import Identity
-from agent.messages import Enroll, Refuse
+from agent.messages import Enroll, Refuse, parse
+from agent.model import PublicKey
 from seed_server.fence import QUIET_S, Fence
 from seed_server.registry import Client
 
@@ -62,3 +64,16 @@ def _revoked(identity: Identity) -> Refuse:
     return Refuse(
         REVOKED, f"{identity} was revoked: it needs another identity or key, or `rhizome-agent revoke --undo`"
     )
+
+
+def keys_named(replay: Iterable[str]) -> frozenset[PublicKey]:
+    """The WireGuard keys that a client has named on its stream before this daemon attached to it."""
+    keys: set[PublicKey] = set()
+    for text in replay:
+        try:
+            message = parse(text)
+        except BadMessage:
+            continue
+        if isinstance(message, Enroll):
+            keys.update(key for _, key in message.public_keys)
+    return frozenset(keys)

@@ -122,8 +122,9 @@ class Server:
     registry = None
     carries = MappingProxyType[str, Any]({})
 
-    class carrying:
-        pulses = MappingProxyType[str, Pulse]({})
+    class roster:
+        class carrying:
+            pulses = MappingProxyType[str, Pulse]({})
 
 
 @pytest.fixture

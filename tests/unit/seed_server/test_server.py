@@ -242,7 +242,7 @@ async def test_shared_parts_move_when_a_stream_is_gone_and_nobody_has_to_be_told
             await asyncio.sleep(0.02)
     assert rig.allowed()["n1"] == {"192.168.128.2/32"}
     assert not [c for c in rig.sent[said:] if isinstance(c, Send)]
-    assert rig.server.carrying.tally.failovers == {"stream": 1}
+    assert rig.server.roster.carrying.tally.failovers == {"stream": 1}
 
 
 async def test_a_restarted_server_adopts_everything_and_changes_nothing_on_the_host() -> None:
@@ -275,7 +275,7 @@ async def test_a_restart_moves_no_shared_part_however_the_clients_come_back() ->
     async with running(await _rig(host, wg)) as first:
         for stream, name in ((1, "n1"), (2, "n2")):
             await first.joined(stream, name, NODE if name == "n1" else Offer(services=networks(["100.64.0.0/13"])))
-            first.server.carrying.pulses[str(Identity(CP, Role.SHOOT_CLIENT, name))].answered(time.monotonic())
+            first.server.roster.carrying.pulses[str(Identity(CP, Role.SHOOT_CLIENT, name))].answered(time.monotonic())
         async with asyncio.timeout(3):
             while not 0 < len(PARTS & first.allowed()["n2"]) < len(PARTS):
                 await asyncio.sleep(0.02)
