@@ -42,6 +42,10 @@ class NotOwner(StoreError):
     retry = Retry.NEVER
 
 
+#: The kind of the owner that stands for nobody: a store keeps this block from others until it is sure that it is not given.
+UNCONFIRMED = "unconfirmed-claim"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Owner:
     """Who holds an address. `namespace` is the control plane's; `uid` tells one incarnation of a name from the next.

@@ -8,7 +8,7 @@ from enum import Enum
 
 from agent.model import IPAddress
 from ipam.ledger import Ledger
-from ipam.model import Allocation, Block, Pool
+from ipam.model import UNCONFIRMED, Allocation, Block, Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,14 @@ def explain(ledger: Ledger, pools: Iterable[Pool], address: IPAddress) -> Explan
 def contradictions(ledger: Ledger) -> list[str]:
     """What can never be in a ledger that only this program wrote: overlapping blocks of different owners. In words.
 
-    Sorted by first address, two blocks overlap only when one begins inside the other.
+    A block that is kept for nobody may overlap: a writer that died while it cut what rested into other pieces leaves the claims
+    of both. Sorted by first address, two blocks overlap only when one begins inside the other.
     """
     entries = sorted(
         (
             (block.version, block.first, block.length, block, allocation)
             for allocation in ledger
+            if allocation.owner.kind != UNCONFIRMED
             for block in allocation.blocks
         ),
         key=lambda entry: entry[:3],

@@ -22,14 +22,12 @@ from typing import Any
 
 from ipam.codec import decode, encode
 from ipam.ledger import Ledger
-from ipam.model import Allocation, Block, InconsistentLedger, Owner, block_of
+from ipam.model import UNCONFIRMED, Allocation, Block, InconsistentLedger, Owner, block_of
 
 FORMAT = "rhizome-ipam-shard"
 FORMAT_VERSION = 1
 #: Addresses that differ only in their last eight bits have one shard, so that small blocks have one, too.
 _GRANULE_BITS = 8
-#: The kind of the owner that stands for a claim without an entry.
-UNCONFIRMED = "unconfirmed-claim"
 
 
 class BadShard(ValueError):

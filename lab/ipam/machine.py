@@ -28,13 +28,12 @@ from agent.errors import Conflict, PoolExhausted, StoreError
 from ipam.allocate import allocate
 from ipam.gc import GarbageCollector
 from ipam.ledger import Ledger
-from ipam.model import Allocation, NotOwner, Owner, Policy, Pool
+from ipam.model import UNCONFIRMED, Allocation, NotOwner, Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores import Store, Version
 from ipam.stores.file import FileStore
 from ipam.stores.kubernetes import KubernetesStore
 from ipam.stores.memory import MemoryStore
-from ipam.stores.shards import UNCONFIRMED
 from ipam.usage import contradictions, usage
 from lab.ipam.maps import Client, Fault, Killed, Server
 from lab.ipam.model import Full, Held, Model, Name, NotYours, addresses, candidates, from_pool

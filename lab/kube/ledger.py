@@ -11,11 +11,10 @@ from urllib.parse import urlsplit
 
 from kubernetes.aio import client, config
 
-from ipam.model import Owner, Policy, Pool
+from ipam.model import UNCONFIRMED, Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores.kubeapi import ConfigMaps
 from ipam.stores.kubernetes import KubernetesStore
-from ipam.stores.shards import UNCONFIRMED
 from ipam.usage import contradictions
 from lab.kube.plane import ControlPlane
 

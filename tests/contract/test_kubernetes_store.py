@@ -19,11 +19,11 @@ import ipam.stores.kubernetes as module
 from agent.errors import Conflict, Retry, RhizomeError, StoreError
 from ipam.allocate import allocate, release
 from ipam.ledger import Ledger
-from ipam.model import InconsistentLedger, Owner, Policy, Pool
+from ipam.model import UNCONFIRMED, InconsistentLedger, Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores.kubeapi import ConfigMaps, Forbidden
 from ipam.stores.kubernetes import KubernetesStore, UnusableShards, connect
-from ipam.stores.shards import UNCONFIRMED, Shard, home, parse, places, unconfirmed
+from ipam.stores.shards import Shard, home, parse, places, unconfirmed
 from ipam.usage import contradictions
 from lab.apiserver import ApiServer, Fault
 

@@ -18,11 +18,11 @@ from agent.errors import Conflict, RhizomeError, StoreError
 from ipam.__main__ import main
 from ipam.allocate import allocate, release
 from ipam.ledger import Ledger
-from ipam.model import Block, Owner, Policy, Pool
+from ipam.model import UNCONFIRMED, Block, Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores.kubeapi import Forbidden
 from ipam.stores.kubernetes import KubernetesStore, connect
-from ipam.stores.shards import UNCONFIRMED, home, parse, places, unconfirmed
+from ipam.stores.shards import home, parse, places, unconfirmed
 from lab.kube.ledger import ACCOUNT, NAMESPACE, POLICY, RIGHTS, SHARDS, LedgerLab, owner
 from lab.kube.plane import ControlPlane, Here
 from lab.processes import wait_until
