@@ -11,6 +11,9 @@ from lab.kube.binaries import binary
 from lab.kube.landscape import Landscape, Wiring
 from lab.processes import LabError
 
+#: What etcd and kube-apiserver write at the end of a connection, hundreds of times: nothing went wrong.
+_COMMON = ("rejected connection on client endpoint", "use of closed network connection")
+
 _MEASURED = pytest.StashKey[list[str]]()
 
 
@@ -58,5 +61,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for machine in made.lab.machines.values():
             for process in machine.processes:
                 title = f"{machine.name} {process.name} (exit code {process.exit_code})"
-                report.sections.append((title, process.tail(40)))
+                lines = [line for line in process.output().splitlines() if not any(word in line for word in _COMMON)]
+                report.sections.append((title, "\n".join(lines[-30:])))
     return report
