@@ -73,9 +73,12 @@ def seed_status(certificate: Path) -> Any:
         refused={"outside": 1}, turned_away={"tls": 1}, steps={"AddRoute": 1},
     )  # fmt: skip
     policy = SimpleNamespace(control_plane="a", nodes=(), pods=(), services=())
-    server = SimpleNamespace(
-        live=live, prober=SimpleNamespace(targets={"192.168.128.2": SimpleNamespace(age_s=lambda now: 0.1, rtt_s=0.01)}),
+    roster = SimpleNamespace(
+        prober=SimpleNamespace(targets={"192.168.128.2": SimpleNamespace(age_s=lambda now: 0.1, rtt_s=0.01)}),
         carrying=SimpleNamespace(pulses={}, tally=SimpleNamespace(failovers={"silent": 1}, moves=1)),
+    )  # fmt: skip
+    server = SimpleNamespace(
+        live=live, roster=roster,
         registry=SimpleNamespace(clients={"n1": client}), carries={}, charter=SimpleNamespace(policy=policy, mtu_bytes=1420),
         warden=SimpleNamespace(fence=SimpleNamespace(contested=1, fenced=lambda now: ())),
         plane=SimpleNamespace(ifname="rz-seed", incarnation=SimpleNamespace(epoch="e1")), direct=None,
