@@ -98,7 +98,9 @@ ANY_OBJECT: Schema = {"type": "object"}
 OBJECTS: Schema = {"type": "array", "items": ANY_OBJECT}
 FLAG: Schema = {"type": "boolean"}
 WORDS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
-SECRET_NAME = text("name of an existing Secret", pattern="^$|^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
+NAME = "^$|^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+SECRET_NAME = text("name of an existing Secret", pattern=NAME)
+CONFIG_MAP_NAME = text("name of an existing ConfigMap", pattern=NAME)
 FILE = text("a key of a Secret, and the name of its file", pattern=r"^[-._a-zA-Z0-9$()]+$")
 KEYS = closed(ca=FILE, certificate=FILE, key=FILE)
 DURATION = text("such as 2160h", pattern=r"^([0-9]+(h|m|s))+$")
@@ -169,10 +171,11 @@ def seed_schema() -> Schema:
             ipFamilyPolicy=choice("SingleStack", "PreferDualStack", "RequireDualStack"),
         ),
         oidc=closed(
-            configMapName=SECRET_NAME,
+            configMapName=CONFIG_MAP_NAME,
             caKey=text(pattern="^[-._a-zA-Z0-9]*$"),
             jwksKey=text(pattern="^[-._a-zA-Z0-9]*$"),
         ),
+        denyList=closed(configMapName=CONFIG_MAP_NAME, key=text("a key of it", pattern="^[-._a-zA-Z0-9]+$")),
         egress=closed(
             enabled=FLAG,
             listen=text(pattern=_PATTERNS[id(LISTEN)]),

@@ -53,6 +53,9 @@
 {{- if .Values.oidc.jwksKey }}
 {{- $_ := set $ours "oidc_jwks_file" (printf "/etc/rhizome/oidc/%s" .Values.oidc.jwksKey) }}
 {{- end }}
+{{- if .Values.denyList.configMapName }}
+{{- $_ := set $ours "deny_file" (printf "/etc/rhizome/denied/%s" .Values.denyList.key) }}
+{{- end }}
 {{- if .Values.egress.enabled }}
 {{- $_ := set $ours "egress_listen" (list .Values.egress.listen) }}
 {{- $_ := set $ours "egress_client_ca" (printf "/etc/rhizome/egress-client-ca/%s" .Values.egress.clientCA.key) }}

@@ -141,6 +141,8 @@ def settings_of(chart: str, found: list[Object], tmp_path: Path) -> Any:
     for name in ("egress-client-ca/ca.crt", "egress-tls/tls.crt", "egress-tls/tls.key", "proxy/credentials"):
         if (root / name).parent.exists():
             (root / name).write_text("-")
+    if (root / "denied").exists():
+        (root / "denied/denied").write_text("# nobody yet\n")
     path = root / "config.toml"
     path.write_text(config)
     assert container["args"][:2] == [chart, "--config"]
@@ -318,3 +320,16 @@ def test_a_token_takes_the_place_of_the_certificate() -> None:
     assert token["audience"] == f"spiffe://{config['control_plane']}/seed-server" and "oidc_audiences" not in config
     (mount,) = [m for m in pod(server)["spec"]["containers"][0]["volumeMounts"] if m["name"] == "oidc"]
     assert mount["mountPath"] == "/etc/rhizome/oidc"
+
+
+def test_the_deny_list_is_a_config_map_that_changes_under_a_running_pod() -> None:
+    """Mounted as a directory: the kubelet never changes what is mounted as a subPath."""
+    found = objects(text(*CASES["seed-server"], values={"denyList": {"configMapName": "vpn-denied"}}))
+    config = tomllib.loads(only(found, "ConfigMap")["data"]["config.toml"])
+    spec = pod(found)["spec"]
+    (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "denied"]
+    assert "subPath" not in mount and f"{mount['mountPath']}/denied" == config["deny_file"]
+    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "denied"]
+    assert volume["configMap"] == {"name": "vpn-denied"}, (
+        "one that is missing keeps the pod from starting: nobody comes back"
+    )
