@@ -24,6 +24,7 @@ MESSAGE_MAX_BYTES = 64 * 1024
 PREFIXES_MAX = 1024  # per list: a node has a handful, a control plane some dozens
 TEXT_MAX = 512
 LIFETIME_MAX_S = 3600.0
+SILENCE_MAX_S = 86400.0
 
 #: The two ways to the other side, and the names of the devices whose packets take them.
 STREAM, DIRECT = "stream", "direct"
@@ -49,6 +50,7 @@ class Enroll:
 
     Who I am is not said here: the certificate or token of the stream says it. `path` is the device that I send by,
     `process` a random word of this process, by which two that show one credential are told from one that was restarted.
+    `once`: I am going to leave, and my device shall be kept without me; the only key is then that of the direct path.
     """
 
     public_keys: tuple[tuple[str, PublicKey], ...]
@@ -58,6 +60,7 @@ class Enroll:
     software: str = ""
     path: str = ""
     process: str = ""
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Grant:
     the peer anew and handshakes at once. `tunnel_networks` is what the client routes into the tunnel and accepts packets
     from; `servers` are the server's own addresses there, in order of preference. `carries` is what of the offer the client
     may be asked to carry, alone or in turn with others, `refused` the rest with the reason. `routes` is what of the shoot
-    a sidecar may reach.
+    a sidecar may reach. `silence_s` is said to those who enrolled with `once`: how long their device may be without a handshake.
     """
 
     version: int
@@ -97,6 +100,7 @@ class Grant:
     preshared_key: PresharedKey | None = None
     routes: tuple[IPNetwork, ...] = ()
     direct: Direct | None = None
+    silence_s: float | None = None
 
     def incarnations(self) -> dict[str, tuple[PublicKey, str]]:
         """Path -> key and epoch of the server's device."""
@@ -178,6 +182,7 @@ def _enroll_body(m: Enroll) -> dict[str, Any]:
         "software": m.software,
         "process": m.process,
         "path": m.path,
+        "once": m.once,
         "public_keys": {name: str(key) for name, key in m.public_keys},
         "offer": _offer_body(m.offer),
     }
@@ -200,6 +205,7 @@ def _grant_body(m: Grant) -> dict[str, Any]:
         "lifetime_s": m.lifetime_s,
         "preshared_key": m.preshared_key.reveal() if m.preshared_key else None,
         "direct": _direct_body(m.direct) if m.direct else None,
+        "silence_s": m.silence_s,
     }
 
 
@@ -243,6 +249,13 @@ def _number(body: Mapping[str, Any], field: str, low: float, high: float) -> flo
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise _wrong(field, f"a number in {low:g}..{high:g}")
     return float(value)
+
+
+def _flag(body: Mapping[str, Any], field: str) -> bool:
+    value = body.get(field, False)
+    if not isinstance(value, bool):
+        raise _wrong(field, "true or false")
+    return value
 
 
 def _integer(body: Mapping[str, Any], field: str, low: int, high: int) -> int:
@@ -313,6 +326,7 @@ def _read_enroll(body: Mapping[str, Any]) -> Enroll:
         _string(body, "software"),
         _string(body, "path", 16),
         _string(body, "process", 64),
+        _flag(body, "once"),
     )
 
 
@@ -336,6 +350,7 @@ def _read_grant(body: Mapping[str, Any]) -> Grant:
         preshared_key=_preshared_key(body),
         routes=_prefixes(body, "routes"),
         direct=_direct(body),
+        silence_s=_number(body, "silence_s", 0.0, SILENCE_MAX_S) if body.get("silence_s") is not None else None,
     )
 
 

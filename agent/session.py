@@ -38,7 +38,7 @@ class State(Enum):
 class Session:
     """Mutable, small, and without any I/O. `kicks` counts, by path, the times that the server's device was found to be a
     new one with an old key: whoever owns the device removes the peer once per kick, so that WireGuard handshakes at once.
-    `path` is the device that we send by, empty for a client that has only one."""
+    `path` is the device that we send by, empty for a client that has only one; `once`: we are going to leave."""
 
     public_keys: tuple[tuple[str, PublicKey], ...]
     offer: Offer
@@ -50,6 +50,7 @@ class Session:
     kicks: Counter[str] = field(default_factory=Counter)
     path: str = ""
     process: str = ""
+    once: bool = False
     _expires_at: float = 0.0
     _renew_at: float = 0.0
     _short_since: float | None = None
@@ -159,7 +160,14 @@ class Session:
         return (Send(self.stream, encode(self._enrollment())),)
 
     def _enrollment(self) -> Enroll:
-        return Enroll(self.public_keys, self.offer, software=self.software, path=self.path, process=self.process)
+        return Enroll(
+            self.public_keys,
+            self.offer,
+            software=self.software,
+            path=self.path,
+            process=self.process,
+            once=self.once,
+        )
 
     def _accept(self, grant: Grant, now: float) -> None:
         old = self.grant

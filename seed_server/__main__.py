@@ -30,6 +30,7 @@ from seed_server.audit import Audit, AuditFile
 from seed_server.charter import Charter, charter
 from seed_server.direct import DirectSide, Secrets
 from seed_server.egress_link import egress
+from seed_server.once import OnceFile
 from seed_server.preshared import Rotation
 from seed_server.registry import Registry
 from seed_server.reporter import Reporter
@@ -73,7 +74,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         warden = Warden(time.time, DenyList() if settings.deny_file is None else read(settings.deny_file))
         audit = _audit(settings)
         direct = await _direct(settings, on, bound)
+        once = OnceFile(settings.once_file) if settings.once_file is not None else None
         async with addresses(settings) as known, carrier(settings, config) as link:
+            sidecars = known.sidecars(settings.control_plane)
+            left = once.load(sidecars) if once is not None and direct is not None else ()
             server = SeedServer(
                 bound,
                 on.plane,
@@ -81,10 +85,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 link.send,
                 wireguard_port=settings.wireguard_port,
                 resync_s=settings.resync_s,
-                known=known.sidecars(settings.control_plane),
+                known=sidecars,
                 direct=direct,
                 warden=warden,
                 audit=audit,
+                once=once,
+                left=left,
             )
             if settings.deny_file is not None:
                 server.deny(warden.denied)

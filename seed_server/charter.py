@@ -41,6 +41,8 @@ def charter(settings: Settings, *, no_sidecars: str = "") -> Charter:
             shared_nodes=settings.shared_nodes,
             access=settings.sidecar_ranges,
             no_sidecars=no_sidecars,
+            no_once=_no_once(settings),
+            silence_s=float(settings.once_silence_s),
         ),
         addresses=tuple(network[1] for network in settings.tunnel_networks),
         tunnel_networks=settings.tunnel_networks,
@@ -57,6 +59,20 @@ def charter(settings: Settings, *, no_sidecars: str = "") -> Charter:
         ),
         direct_addresses=tuple(network[2] for network in settings.tunnel_networks),
     )
+
+
+def _no_once(settings: Settings) -> str:
+    """Why a sidecar cannot be kept without its daemon, empty when it can: nobody could tell it of another key or endpoint."""
+    if not settings.direct_endpoints:
+        return "this server offers no direct path, and a stream needs somebody who keeps it: set direct_endpoints"
+    if settings.direct_secret is None:
+        return (
+            "the keys of this server's direct device are derived from tls_key, and change with it: set direct_secret to a "
+            "secret that stays"
+        )
+    if settings.once_file is None:
+        return "this server would forget it when it starts anew: set once_file"
+    return ""
 
 
 def _doors(settings: Settings) -> frozenset[Door]:

@@ -33,6 +33,8 @@ class Peers:
         made = self._made
         self._made = {}
         for key, client in registry.clients.items():
+            if client.once is not None:
+                continue
             carried = carries.get(key, ())
             known = made.get(key)
             if known is None or known[0] is not client or known[1] is not carried:
@@ -159,6 +161,7 @@ def grant(
         preshared_key=client.preshared_key,
         routes=client.routes,
         direct=direct,
+        silence_s=charter.policy.silence_s if client.once is not None else None,
     )
 
 

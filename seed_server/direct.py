@@ -105,6 +105,10 @@ class DirectSide:
         return self.plane.is_new_incarnation(done)
 
     def watch(self, client: Client, now: float) -> None:
+        if client.once is not None and client.stream is None:  # nobody is there any more who would answer
+            for address in client.addresses[:1]:
+                self.prober.forget(str(address))
+            return
         for address in client.addresses[:1] if client.direct_key is not None else ():
             target = self.prober.targets.get(str(address))
             self.prober.watch(str(address), target.pulse if target is not None else Pulse(now))
@@ -113,6 +117,10 @@ class DirectSide:
         """Who does not answer is asked less often."""
         for target in self.prober.targets.values():
             target.pulse.judge(now)
+
+    def handshakes(self) -> dict[PublicKey, float]:
+        """When WireGuard last made one, by public key, as `look` saw it."""
+        return {s.public_key: s.latest_handshake for s in self.statuses if s.latest_handshake is not None}
 
     async def look(self) -> None:
         """Read WireGuard's counters."""

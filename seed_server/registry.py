@@ -29,7 +29,8 @@ V = TypeVar("V")
 class Policy:
     """What this control plane declared. `protected` pairs a prefix with where it comes from, for the refusal's sentence.
     `shared_nodes`: a client may offer to reach all nodes, which counts for those that have no client of their own.
-    `no_sidecars` is why no sidecar can be served here, empty when they can."""
+    `no_sidecars` is why no sidecar can be served here, empty when they can; `no_once` why none can be kept without its daemon.
+    `silence_s` is how long one of those may be without a handshake."""
 
     control_plane: str
     nodes: tuple[IPNetwork, ...]
@@ -41,6 +42,8 @@ class Policy:
     shared_nodes: bool = False
     access: tuple[Access, ...] = ()
     no_sidecars: str = ""
+    no_once: str = "this server keeps no sidecar without its daemon"
+    silence_s: float = 3600.0
 
     def declared(self, kind: str) -> tuple[IPNetwork, ...]:
         return {"nodes": self.nodes, "pods": self.pods, "services": self.services}[kind]
@@ -67,10 +70,21 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Once:
+    """What there is of a client that has configured its host and left: nothing but a device. `not_after` is when what proved
+    its identity ends, as time of day, `ends_at` the same in monotonic time; `handshake` is WireGuard's time of the last one that
+    was seen, None for none."""
+
+    not_after: float
+    ends_at: float
+    handshake: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """One admitted client. `own` it carries alone; `shared` it could carry, assignment decides; `routes` it may reach, which
     only a sidecar has. `direct_key` is that of its second device, None for none, and `path` the device that it sends by
-    and wants to be answered by. Times are monotonic."""
+    and wants to be answered by. `once`: it has that device alone, and `public_key` is its key too. Times are monotonic."""
 
     identity: Identity
     public_key: PublicKey
@@ -87,10 +101,11 @@ class Client:
     direct_key: PublicKey | None = None
     path: str = ""
     preshared_since: float = 0.0
+    once: Once | None = None
 
     @property
     def keys(self) -> tuple[PublicKey, ...]:
-        return (self.public_key,) if self.direct_key is None else (self.public_key, self.direct_key)
+        return (self.public_key,) if self.direct_key in (None, self.public_key) else (self.public_key, self.direct_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +156,10 @@ def precheck(
         return Refuse("forwarding", policy.no_sidecars)
     if policy.reach(identity) is None:
         return Refuse("access", f"no rule of this server's sidecar_ranges names {identity.name}")
+    if enroll.once and identity.role is not Role.SIDECAR:
+        return Refuse("role", f"a {identity.role.value} cannot be kept without its daemon")
+    if enroll.once and policy.no_once:
+        return Refuse("once", policy.no_once)
     return _judge_keys(registry, server_keys, identity, enroll)
 
 
@@ -148,9 +167,11 @@ def _judge_keys(
     registry: Registry, server_keys: frozenset[PublicKey], identity: Identity, enroll: Enroll
 ) -> Refuse | None:
     keys = dict(enroll.public_keys)
-    if STREAM not in keys:
+    if enroll.once and set(keys) != {DIRECT}:
+        return Refuse("key", f"who leaves has one device, {DIRECT!r}, and one public key")
+    if not enroll.once and STREAM not in keys:
         return Refuse("key", f"no public key for the device {STREAM!r}")
-    if keys[STREAM] == keys.get(DIRECT):
+    if STREAM in keys and keys[STREAM] == keys.get(DIRECT):
         return Refuse("key", "both devices have the same public key: each needs a key of its own")
     for key in keys.values():
         if key in server_keys:
@@ -175,10 +196,12 @@ def admit(
     stream: int,
     now: float,
     credential_s: float = math.inf,
+    once: Once | None = None,
 ) -> Admitted:
     """Take the client in (again). `addresses` are committed in the IPAM; a client that is in keeps its preshared key. The
-    grant ends with what proved the identity, in `credential_s`."""
-    key = dict(enroll.public_keys)[STREAM]
+    grant ends with what proved the identity, in `credential_s`. `once` is for those who asked to be kept when they have left."""
+    keys = dict(enroll.public_keys)
+    key = keys[DIRECT] if once is not None else keys[STREAM]
     before = registry.clients.get(str(identity))
     preshared_since = now
     if before is not None and before.public_key == key:
@@ -192,25 +215,26 @@ def admit(
         shared=shared,
         refused=refused,
         preshared_key=preshared_key,
-        expires_at=now + min(policy.lifetime_s, credential_s),
+        expires_at=now + min(policy.lifetime_s if once is None else policy.silence_s, credential_s),
         stream=stream,
         software=enroll.software,
         routes=policy.reach(identity) or (),
-        direct_key=dict(enroll.public_keys).get(DIRECT) if identity.role is Role.SIDECAR else None,
-        path=enroll.path,
+        direct_key=keys.get(DIRECT) if identity.role is Role.SIDECAR else None,
+        path=enroll.path if once is None else DIRECT,
         preshared_since=preshared_since,
+        once=once,
     )
-    return Admitted(_with(registry, client), client)
+    return Admitted(put(registry, client), client)
 
 
 def update_facts(registry: Registry, policy: Policy, identity: Identity, facts: Facts) -> Admitted | None:
     """The client's facts changed. None: it is not in."""
     before = registry.clients.get(str(identity))
-    if before is None:
+    if before is None or before.once is not None:
         return None
     own, shared, refused = _judge(registry, policy, identity, facts.offer)
     client = replace(before, own=own, shared=shared, refused=refused, path=facts.path)
-    return Admitted(_with(registry, client), client)
+    return Admitted(put(registry, client), client)
 
 
 def stream_down(registry: Registry, key: str, stream: int, now: float) -> Registry:
@@ -218,7 +242,7 @@ def stream_down(registry: Registry, key: str, stream: int, now: float) -> Regist
     client = registry.clients.get(key)
     if client is None or client.stream != stream:
         return registry
-    return _with(registry, replace(client, stream=None, stream_lost_at=now))
+    return put(registry, replace(client, stream=None, stream_lost_at=now))
 
 
 def expire(registry: Registry, now: float) -> Registry:
@@ -264,7 +288,7 @@ def next_expiry(registry: Registry) -> float | None:
     return min(times, default=None)
 
 
-def _with(registry: Registry, client: Client) -> Registry:
+def put(registry: Registry, client: Client) -> Registry:
     key = str(client.identity)
     before = registry.clients.get(key)
     clients = _copy(registry.clients)

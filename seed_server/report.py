@@ -55,7 +55,7 @@ def peers(registry: Registry, carries: Carries, seen: Seen) -> tuple[PeerHealth,
                 name=client.identity.name,
                 addresses=tuple(map(str, client.addresses)),
                 prefixes=tuple(map(str, _collapsed(carries.get(key, ())))),
-                path="direct UDP" if is_direct else _path(client, seen.streams),
+                path=_path(client, seen.streams, is_direct),
                 handshake_age_s=max(0.0, seen.wall - handshake) if handshake is not None else None,
                 canary_age_s=canary.age_s(seen.now) if canary else None,
                 rtt_s=canary.rtt_s if canary else None,
@@ -87,7 +87,9 @@ def _reason(pulse: Pulse, now: float) -> str:
     return ""
 
 
-def _path(client: Client, streams: Mapping[int, Up]) -> str:
+def _path(client: Client, streams: Mapping[int, Up], is_direct: bool) -> str:
+    if is_direct:
+        return "direct UDP" if client.once is None else "direct UDP, without a daemon"
     up = streams.get(client.stream) if client.stream is not None else None
     return f"stream from {up.peer}" if up else "no stream"
 

@@ -11,20 +11,26 @@ from agent.dataplane import DataPlane
 from agent.identity import Identity, Role
 from agent.model import IPAddress, Peer, PresharedKey, PublicKey
 from agent.pulse import Pulse
+from seed_server.absent import restore
 from seed_server.carrying import Carrying
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
-from seed_server.registry import Registry
+from seed_server.registry import Client, Registry
 
 ADOPTED_KEPT_S = 60.0  # after a restart, clients have this long to enrol again before their peers are removed
 
 
 class Roster:
     """Mutable; `registry` is replaced by `commit` alone. `known` is which sidecar has which tunnel address, as the IPAM
-    says at start."""
+    says at start; `left` are sidecars without a daemon."""
 
     def __init__(
-        self, charter: Charter, plane: DataPlane, known: Mapping[IPAddress, Identity], direct: DirectSide | None
+        self,
+        charter: Charter,
+        plane: DataPlane,
+        known: Mapping[IPAddress, Identity],
+        direct: DirectSide | None,
+        left: Iterable[Client] = (),
     ) -> None:
         self.prober = Prober(time.monotonic)
         self.registry = Registry(known=known)
@@ -41,13 +47,14 @@ class Roster:
                 adopted_until=until,
                 direct_routes=frozenset(route.dst for route in direct.plane.adopted_routes if not route.metric),
             )
+        self.registry = restore(self.registry, charter.policy, left, time.monotonic())
         self._expected: dict[PublicKey, Peer] = {peer.public_key: peer for peer in self.registry.adopted}
         for key, peer in self._expected.items():
             self.carrying.reserve(str(key), peer.allowed_ips)
 
-    def adopted_psk(self, key: PublicKey) -> PresharedKey | None:
+    def adopted_psk(self, key: PublicKey | None) -> PresharedKey | None:
         """A client that was in before this server restarted keeps its preshared key: both ends must agree all the time."""
-        peer = self._expected.get(key)
+        peer = self._expected.get(key) if key is not None else None
         return peer.preshared_key if peer is not None else None
 
     def commit(self, registry: Registry, changed: Iterable[str]) -> None:
@@ -73,7 +80,7 @@ class Roster:
             self.carrying.drop(key)
             return
         if client.identity.role is Role.SIDECAR:  # nobody stands by for it
-            for address in client.addresses[:1]:
+            for address in client.addresses[:1] if client.once is None else ():
                 self.prober.watch(str(address), self._guests.setdefault(str(address), Pulse(now)))
             if self._direct is not None:
                 self._direct.watch(client, now)

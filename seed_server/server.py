@@ -29,14 +29,18 @@ from agent.model import IPAddress, PublicKey, Tunnel
 from agent.pulse import Standing
 from agent.run import spawn
 from seed_server import desired
+from seed_server.absent import heard
 from seed_server.audit import Audit, Journal
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
 from seed_server.live import Live
 from seed_server.notes import note_grant, note_refused_prefixes
+from seed_server.once import OnceFile, remember
 from seed_server.preshared import renewed
 from seed_server.registry import (
     Admitted,
+    Client,
+    Once,
     Registry,
     admit,
     expire,
@@ -63,7 +67,8 @@ Allocate = Callable[[Identity], Awaitable[tuple[IPAddress, ...]]]
 
 class SeedServer:
     """One control plane's server. `run` returns when `stop` is set, and leaves the data plane running. `known` is which
-    sidecar has which tunnel address, as the IPAM says at start; `warden` keeps out who is not let in."""
+    sidecar has which tunnel address, as the IPAM says at start; `warden` keeps out who is not let in; `left` are sidecars without
+    a daemon, as `once` remembers them."""
 
     def __init__(
         self,
@@ -78,12 +83,15 @@ class SeedServer:
         audit: Audit | None = None,
         known: Mapping[IPAddress, Identity] = MappingProxyType({}),
         direct: DirectSide | None = None,
+        once: OnceFile | None = None,
+        left: Iterable[Client] = (),
     ) -> None:
         self.charter = charter
         self.direct = direct
         self.plane = plane
         self.live = Live()
-        self.roster = Roster(charter, plane, known, direct)
+        self.roster = Roster(charter, plane, known, direct, left)
+        self._once = once
         self._wireguard_port = wireguard_port
         self.warden = warden
         self.journal = Journal(log, audit)
@@ -294,12 +302,17 @@ class SeedServer:
             return None
         if refuse := precheck(self.registry, policy, own_keys, identity, enroll):
             return refuse  # somebody else was faster while we waited for the address
-        key = dict(enroll.public_keys)[STREAM]
-        psk = self.roster.adopted_psk(key) or generate_preshared_key()
+        psk = self.roster.adopted_psk(dict(enroll.public_keys).get(STREAM)) or generate_preshared_key()
         now, left_s = time.monotonic(), self._left_s(stream)
-        self._admitted(admit(self.registry, policy, identity, enroll, addresses, psk, stream, now, left_s))
+        ends_at = self.live.streams[stream][1].credential_ends_at
+        once = Once(ends_at or 0.0, now + left_s) if enroll.once else None
+        self._admitted(admit(self.registry, policy, identity, enroll, addresses, psk, stream, now, left_s, once))
         try:
+            if once is not None:
+                await remember(self._once, self.registry.clients.values())
             await asyncio.wait_for(self.engine.settled(), PEER_IN_PLACE_S)
+        except StoreError as exc:
+            return Refuse("store", str(exc), retry_after_s=5.0)
         except TimeoutError:
             error = self.live.last_pass.error if self.live.last_pass else None
             return Refuse("not-ready", f"the server's device is not ready: {error or 'busy'}", retry_after_s=1.0)
@@ -368,6 +381,8 @@ class SeedServer:
                     words = "its certificate or token has ended"
                     self.journal.note(logging.INFO, "credential.ended", f"{who}: {words}", who, stream=up.stream)
                     self._send(Close(up.stream, words))
+            with suppress(StoreError):  # told when one wants in; what is remembered too long harms nobody
+                await remember(self._once, self.registry.clients.values())
             self._send(GetStats())
 
     async def _look(self) -> None:
@@ -378,4 +393,6 @@ class SeedServer:
             return
         if self.direct is not None:
             await self.direct.look()
+            handshakes = self.direct.handshakes()
+            self.roster.commit(heard(self.registry, self.charter.policy, handshakes, time.monotonic()), ())
         self.live.statuses = device.statuses if device is not None else ()

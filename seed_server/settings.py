@@ -39,6 +39,8 @@ TOKENS = "Tokens"
 
 #: A grant is never longer, so a revoked client is out within the hour.
 GRANT_LIFETIME_MAX_S = 3600
+#: A handshake is made every 120 s, and tried for 90 s (WireGuard whitepaper 6.1); some may be lost.
+ONCE_SILENCE_MIN_S, ONCE_SILENCE_MAX_S = 240, 86400
 
 #: Never a shoot's: whoever routes these to a shoot hands it traffic of the seed's own (RFC 6890, RFC 5735 section 4).
 SPECIAL_NETWORKS = tuple(
@@ -270,6 +272,20 @@ class Settings(RoleSettings):
         "age at which a client's preshared key is replaced; its session goes on (`rhizome-agent rotate` does it at once)",
         group=OPERATION,
         default=86400,
+        unit="seconds",
+    )
+    once_file: Path | None = setting(
+        PATH,
+        "file that remembers sidecars that ran with --once, without any secret; empty: none is let in",
+        group=OPERATION,
+        default=Path("/var/lib/rhizome/once.json"),
+        optional=True,
+    )
+    once_silence_s: int = setting(
+        integer(ONCE_SILENCE_MIN_S, ONCE_SILENCE_MAX_S, "SECONDS"),
+        "how long such a sidecar may be without a handshake before it is forgotten; one that lives makes one every two minutes",
+        group=OPERATION,
+        default=3600,
         unit="seconds",
     )
 

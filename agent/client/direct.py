@@ -53,13 +53,13 @@ class DirectPath:
         ages = [self.responder.age_s(now), None if self._started is None else now - self._started]
         return min((age for age in ages if age is not None), default=None)
 
-    def view(self, grant: Grant | None, now: float) -> DirectView | None:
-        """What the role has to know to make the device, None while there is to be none."""
+    def view(self, grant: Grant | None, now: float, listen_port: int | None = None) -> DirectView | None:
+        """What the role has to know to make the device, None while there is to be none. `listen_port` None: any port."""
         direct = grant.direct if grant is not None else None
         self._wanted = self._wanted or direct is not None
         if not self._wanted:
             return None
-        device = self.plane.device(listen_port=None, mtu_bytes=self.mtu_bytes)
+        device = self.plane.device(listen_port=listen_port, mtu_bytes=self.mtu_bytes)
         return DirectView(device, direct, self._where(direct, now), in_use=self.in_use)
 
     def _where(self, direct: Direct | None, now: float) -> Endpoint | None:

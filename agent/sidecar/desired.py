@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_interface, ip_network
 
 from agent.client.role import KEEPALIVE_S, DirectView, View, server_key
-from agent.firewall import Firewall, render
+from agent.firewall import Door, Firewall, render
 from agent.messages import DIRECT, STREAM, Grant
 from agent.model import Device, IPNetwork, Peer, Route, Tunnel
 
@@ -55,19 +55,47 @@ class SidecarRole:
         return Tunnel(devices, routes, self._firewall(devices, grant, (*servers[STREAM], *servers[DIRECT], *shoot)))
 
     def _firewall(self, devices: tuple[Device, ...], grant: Grant | None, networks: tuple[IPNetwork, ...]) -> str:
-        """Only the server may begin something here, and only at our own tunnel address: its canary."""
-        own = frozenset(map(ip_network, grant.addresses)) if grant else frozenset[IPNetwork]()
-        shoot = frozenset(grant.routes) if grant else frozenset[IPNetwork]()
-        return render(
-            Firewall(
-                devices=frozenset(device.ifname for device in devices),
-                sources=frozenset(networks),
-                initiators=frozenset(networks) - shoot,
-                destinations=own,
-                local_ports=frozenset({self.wireguard_port}),
-                mtu_bytes=min(device.mtu_bytes for device in devices),
-            )
+        return _rules(devices, grant, networks, local_ports=frozenset({self.wireguard_port}))
+
+
+def _rules(
+    devices: tuple[Device, ...],
+    grant: Grant | None,
+    networks: tuple[IPNetwork, ...],
+    *,
+    local_ports: frozenset[int] = frozenset(),
+    doors: frozenset[Door] = frozenset(),
+) -> str:
+    """Only the server may begin something here, and only at our own tunnel address: its canary."""
+    own = frozenset(map(ip_network, grant.addresses)) if grant else frozenset[IPNetwork]()
+    shoot = frozenset(grant.routes) if grant else frozenset[IPNetwork]()
+    return render(
+        Firewall(
+            devices=frozenset(device.ifname for device in devices),
+            sources=frozenset(networks),
+            initiators=frozenset(networks) - shoot,
+            destinations=own,
+            local_ports=local_ports,
+            mtu_bytes=min(device.mtu_bytes for device in devices),
+            doors=doors,
         )
+    )
+
+
+def without_daemon(view: DirectView, grant: Grant, refused: frozenset[IPNetwork]) -> Tunnel:
+    """The host of a sidecar that is going to leave: the direct device alone. Nobody will follow a server that moves, so packets
+    for its port are taken from the granted endpoints only: whoever else holds the server's key cannot lead it away from them."""
+    servers, endpoints = (grant.direct.servers, grant.direct.endpoints) if grant.direct else ((), ())
+    own = [network for network in map(ip_network, servers) if network not in refused]
+    shoot = [network for network in grant.routes if network not in refused]
+    device = _equip(view.device, grant, _direct_peers(view, grant, (*own, *shoot)))
+    routes = _routes(device, grant, own, 0)
+    if view.in_use:
+        routes |= _routes(device, grant, shoot, ACTIVE)
+    port = view.device.listen_port
+    sources = frozenset(ip_network(endpoint.address) for endpoint in endpoints)
+    doors = frozenset({Door(port, sources)} if port is not None else ())
+    return Tunnel((device,), routes, _rules((device,), grant, (*own, *shoot), doors=doors))
 
 
 def _servers(grant: Grant, view: View) -> dict[str, tuple[IPNetwork, ...]]:

@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_network
 
-from agent.carrier.api import DialConfig
+from agent.carrier.api import DialConfig, Up
+from agent.carrier.client import stop_carrier
+from agent.cleanup import find, remove
 from agent.cli.flags import load
 from agent.client.client import Client
 from agent.client.direct import DirectPath
 from agent.client.reporter import Reporter
 from agent.client.role import Guard, View
-from agent.daemon import Base, base, carrier, configure_logging, health, retire, software
+from agent.daemon import Base, base, carrier, carrier_socket, configure_logging, health, retire, software
 from agent.dataplane import DataPlane
 from agent.dryrun import dry_run
+from agent.errors import Unsupported
 from agent.exits import Exit
 from agent.guard import Protected, Refusal, guard_routes
 from agent.identity import Identity, Role
@@ -24,8 +27,11 @@ from agent.messages import Offer
 from agent.model import IPNetwork
 from agent.protected import find_protected
 from agent.run import run_daemon
+from agent.session import Session
 from agent.sidecar.desired import SidecarRole
+from agent.sidecar.once import Visit
 from agent.sidecar.settings import Settings
+from agent.wireguard.choose import Mode
 
 #: What the alias of the direct path's device says.
 DEVICE_ROLE = f"{Role.SIDECAR.value}-direct"
@@ -38,7 +44,7 @@ def run(words: Sequence[str]) -> int:
     configure_logging(settings, Role.SIDECAR)
     if planning:
         return asyncio.run(_plan(settings))
-    return run_daemon(lambda stop: serve(settings, stop))
+    return run_daemon(lambda stop: configure(settings, stop) if settings.once else serve(settings, stop))
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -50,7 +56,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             on.plane,
             Offer(),
             link.send,
-            guard(settings, lambda: _reached_at(client)),
+            guard(settings, lambda: _reached_at(client.session, client.live.up)),
             control_plane=settings.control_plane,
             wireguard_port=settings.wireguard_port,
             mtu_bytes=settings.mtu_bytes,
@@ -65,6 +71,36 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             await client.run(link.events(), stop)
 
 
+async def configure(settings: Settings, stop: asyncio.Event) -> None:
+    """`--once`: set the pod up and leave. Raises RhizomeError when packets do not cross in time; then nothing of this run stays."""
+    async with base(settings, Role.SIDECAR) as on:
+        if on.choice.kind is not Mode.KERNEL:
+            raise Unsupported(
+                f"once: {on.choice.reason}; only the kernel's WireGuard goes on without a process: run the sidecar as a "
+                "container beside the others, without --once"
+            )
+        plane = await DataPlane.open(on.choice.backend, on.net, settings.direct_ifname, DEVICE_ROLE)
+        try:
+            async with carrier(settings, dial_config(settings)) as link:
+                visit = Visit(
+                    DirectPath(plane, settings.mtu_bytes, time.monotonic()),
+                    link.send,
+                    guard(settings, lambda: _reached_at(visit.session, visit.up)),
+                    control_plane=settings.control_plane,
+                    port=settings.wireguard_port,
+                    software=software(),
+                    resync_s=settings.resync_s,
+                )
+                await visit.run(link.events(), stop, settings.once_timeout_s)
+            await retire(on, settings.ifname)
+        except BaseException:
+            if plane.adopted is None:
+                await remove(await find(on.net), (on.choice.backend,), on.net)
+            raise
+        finally:
+            await stop_carrier(carrier_socket(settings.runtime_dir, settings.ifname))
+
+
 async def _direct_path(settings: Settings, on: Base) -> DirectPath | None:
     """None when it is not wanted; then the device of an earlier run goes."""
     if not settings.direct:
@@ -74,11 +110,11 @@ async def _direct_path(settings: Settings, on: Base) -> DirectPath | None:
     return DirectPath(plane, settings.mtu_bytes, time.monotonic())
 
 
-def _reached_at(client: Client) -> tuple[str, ...]:
+def _reached_at(session: Session, up: Up | None) -> tuple[str, ...]:
     """The server's addresses on the network under the tunnel."""
-    grant = client.session.grant
+    grant = session.grant
     endpoints = grant.direct.endpoints if grant is not None and grant.direct is not None else ()
-    stream = client.live.up.peer.rpartition(":")[0].strip("[]").removeprefix("::ffff:") if client.live.up else ""
+    stream = up.peer.rpartition(":")[0].strip("[]").removeprefix("::ffff:") if up else ""
     return tuple(filter(None, (stream, *(str(endpoint.address) for endpoint in endpoints))))
 
 

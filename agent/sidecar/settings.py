@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import ClassVar
 
-from agent.kinds import BOOL, CIDR, IFNAME, LISTEN, PORT, HostPort
+from agent.kinds import BOOL, CIDR, IFNAME, LISTEN, PORT, HostPort, number
 from agent.model import IPNetwork
 from agent.role_settings import NETWORKS, OPERATION, TUNNEL, DialSettings
 from agent.settings import Rule, setting, settings
@@ -34,6 +34,20 @@ class Settings(DialSettings):
     direct: bool = setting(
         BOOL, "reach the server by UDP, without the stream, where it offers that", group=TUNNEL, default=True
     )
+    once: bool = setting(
+        BOOL,
+        "for an init container: set everything up, wait until packets cross, and leave nothing running. Needs WireGuard in the "
+        "kernel and a server with `direct_endpoints`, `direct_secret` and `once_file`",
+        group=OPERATION,
+        default=False,
+    )
+    once_timeout_s: float = setting(
+        number(1, 3600, "SECONDS"),
+        "how long `once` waits until packets cross; then it fails",
+        group=OPERATION,
+        default=60.0,
+        unit="seconds",
+    )
     direct_ifname: str = setting(
         IFNAME, "name of the WireGuard device of the direct path", group=TUNNEL, default="rz-sidecar-udp"
     )
@@ -55,6 +69,8 @@ class Settings(DialSettings):
 
     def check(self) -> Iterator[Rule]:
         yield from DialSettings.check(self)
+        if self.once and not self.direct:
+            yield Rule(("once", "direct"), "the stream needs a daemon: only the direct path stays without one")
         if self.direct_ifname == self.ifname:
             yield Rule(("ifname", "direct_ifname"), "two devices need two names")
         for network in self.protected_networks:

@@ -136,6 +136,16 @@ def routed(machine: Machine, prefix: str) -> bool:
     return prefix in machine.run(["ip", "route", "show", "table", "7117"]).stdout
 
 
+def test_without_a_daemon_only_the_kernel_can_go_on(scene: Scene) -> None:
+    """`--once` where WireGuard is a process: it says so, and leaves nothing. On the kernel: tests/kernel/inside_sidecar.py."""
+    pod = scene.lab.seed_pods[0]
+    sidecar = scene.lab.sidecar(1, "visitor", wireguard="userspace")
+    sidecar.write()
+    done = pod.run(sidecar.argv("--once"), check=False)
+    assert done.returncode == 3 and "only the kernel's WireGuard goes on without a process" in done.stderr, done.stderr
+    assert "rz-" not in pod.run(["ip", "-brief", "link"]).stdout
+
+
 # Certificates.
 
 

@@ -22,7 +22,7 @@ MINIMAL = {
     "node_networks": "10.250.0.0/16", "server": "vpn.example:1",
 }  # fmt: skip
 
-#: Accepted texts by the name of the kind; kinds that are not here have their example.
+#: Accepted texts by the name of the setting or of the kind; kinds that are not here have their example.
 TEXTS: dict[str, list[str]] = {
     "CIDR": ["10.1.0.0/16", "2001:db8::/64", "10.2.0.0/16"],
     "ADDRESS": ["10.250.0.7", "2001:db8::7"],
@@ -31,6 +31,7 @@ TEXTS: dict[str, list[str]] = {
     "'NAME: VALUE'": ["A: 1, 2", 'B: "3"'],
     "BYTES": ["1280", "9000"],
     "SECONDS": ["10", "60"],
+    "once_silence_s": ["240", "7200"],
 }
 
 
@@ -48,7 +49,7 @@ def sources(draw: st.DrawFn, role: type[BaseSettings]) -> tuple[dict[str, list[s
     for spec in specs(role):
         if spec.name in MINIMAL:
             continue
-        accepted = TEXTS.get(spec.kind.name, [spec.kind.example])
+        accepted = TEXTS.get(spec.name) or TEXTS.get(spec.kind.name, [spec.kind.example])
         texts = st.sampled_from([*accepted, ""] if spec.optional else accepted)
         many = st.lists(texts, min_size=1, max_size=2) if spec.many else texts.map(lambda text: [text])
         if draw(st.booleans()):

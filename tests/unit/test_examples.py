@@ -107,3 +107,25 @@ def test_the_examples_in_help(
         with pytest.raises(SystemExit, match="0"):
             load(role, [*words, "--print-config"], env={})
         assert "shoot--garden--a" in capsys.readouterr().out
+
+
+def test_both_containers_of_a_sidecar_start(directory: Path) -> None:
+    files = {
+        "/tls/ca.crt": "ca.crt",
+        "/tls/tls.crt": "sidecar-kube-apiserver.crt",
+        "/tls/tls.key": "sidecar-kube-apiserver.key",
+    }
+    pod = yaml.safe_load((ROOT / "examples" / "sidecar-pod.yaml").read_text())["spec"]
+    once = []
+    for kind in ("containers", "initContainers"):
+        (container,) = pod[kind]
+        program, command, *words = container["args"]
+        assert (program, command) == ("rhizome-agent", "sidecar")
+        given = [
+            f"{flag}={directory / 'pki' / files[value]}" if value in files else word
+            for word in words
+            for flag, _, value in [word.partition("=")]
+        ]
+        once.append(load(agent.sidecar.settings.Settings, given, env={}).settings.once)
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+    assert once == [False, True]

@@ -1,6 +1,7 @@
 """The control vocabulary: what is written is read back, and nothing from the network raises anything but BadMessage."""
 
 import json
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -53,7 +54,9 @@ GRANT = Grant(
     "message",
     [
         Enroll(KEYS, OFFER, software="rhizome 0.1.0", path="direct"),
+        Enroll(KEYS, OFFER, once=True),
         GRANT,
+        replace(GRANT, silence_s=600.0),
         Refuse("version", "too old", None),
         Refuse("busy", "later", 3.5),
         Facts(OFFER, "stream", "ok"),
@@ -93,6 +96,8 @@ def test_an_unknown_mandatory_version_can_still_be_refused_in_words() -> None:
         ({"offer": {"nodes": ["10.0.0.0/32"] * 1025}}, "nodes"),
         ({"offer": []}, "offer"),
         ({"software": 1}, "software"),
+        ({"once": 1}, "once"),
+        ({"once": None}, "once"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, Any], word: str) -> None:
@@ -118,6 +123,8 @@ def test_a_wrong_field_is_named(change: dict[str, Any], word: str) -> None:
         {"direct": {"public_key": str(PublicKey(b"d" * 32)), "endpoints": [["192.0.2.1", 0]]}},
         {"preshared_key": "short"},
         {"refused": [["only one"]]},
+        {"silence_s": -1},
+        {"silence_s": "600"},
     ],
 )
 def test_a_grant_that_breaks_the_rules_is_not_taken(change: dict[str, Any]) -> None:

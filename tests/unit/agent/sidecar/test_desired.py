@@ -3,11 +3,11 @@
 from dataclasses import replace
 from ipaddress import ip_address
 
-from agent.client.role import View
-from agent.messages import Grant
+from agent.client.role import DirectView, View
+from agent.messages import Direct, Grant
 from agent.model import Device, Endpoint, PresharedKey, PrivateKey, PublicKey, Tunnel, networks
 from agent.plan import check
-from agent.sidecar.desired import SidecarRole
+from agent.sidecar.desired import SidecarRole, without_daemon
 
 KEY = PublicKey(b"s" * 32)
 GRANT = Grant(
@@ -74,3 +74,43 @@ def test_a_grant_without_routes_reaches_only_the_server() -> None:
         "192.168.128.1/32",
         "fd8f::1/128",
     }
+
+
+# Without a daemon
+
+SERVER = Endpoint(ip_address("10.1.0.7"), 51821)
+OFFERED = Direct(KEY, "e1", (ip_address("192.168.128.2"),), (SERVER,), PresharedKey(b"q" * 32))
+SECOND = Device("rz-sidecar-udp", PrivateKey(b"d" * 32), listen_port=51878)
+
+
+def left(in_use: bool) -> Tunnel:
+    view = DirectView(SECOND, OFFERED, SERVER, in_use)
+    want = without_daemon(view, replace(GRANT, direct=OFFERED), frozenset(networks(["100.64.0.0/13"])))
+    check(want)
+    return want
+
+
+def test_who_leaves_has_one_device_that_goes_on_alone() -> None:
+    want = left(in_use=True)
+    (device,) = want.devices
+    (peer,) = device.peers
+    assert device.ifname == "rz-sidecar-udp" and peer.endpoint == SERVER and peer.persistent_keepalive_s == 25
+    assert {str(r.dst) for r in want.routes} == {"192.168.128.2/32", "10.250.0.0/16", "fd00:30::/64"}, (
+        "what the guard refused is left out"
+    )
+
+
+def test_nothing_is_routed_before_packets_cross() -> None:
+    assert {str(r.dst) for r in left(in_use=False).routes} == {"192.168.128.2/32"}
+
+
+def test_its_port_hears_the_servers_endpoint_alone() -> None:
+    """Nobody corrects an endpoint that followed somebody else."""
+    text = left(in_use=True).firewall
+    assert text is not None
+    door = text.split("chain door_51878 {")[1].split("}")[0].split("\n")
+    assert [line.strip() for line in door if line.strip()] == [
+        'iifname "lo" return',
+        "ip saddr 10.1.0.7 return",
+        'counter name "not_local" drop',
+    ]
