@@ -45,5 +45,5 @@ def elsewhere(prefix: Sequence[str], module: str, *arguments: str, where: str = 
 
 def in_vm(module: str, *arguments: str) -> Iterator[Figure]:
     """The same inside the virtual machine with a Debian kernel."""
-    prefix = [str(_ROOT / "scripts/kernel-vm"), "-t", str(_LIMIT_S), "--"]
+    prefix = [str(_ROOT / "scripts/kernel-vm"), "-t", str(_LIMIT_S), "--", "env", "RHIZOME_LAB_PATIENCE=8"]
     yield from elsewhere(prefix, module, *arguments, where="in a virtual machine without acceleration")

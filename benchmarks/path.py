@@ -3,162 +3,22 @@
 client -- Unix socket or TLS with client certificate -- egress proxy -- WireGuard -- carrier -- Envoy (by SNI) -- NAT -- carrier -- WireGuard -- node
 client -- the same                  -- konnectivity server -- gRPC in TLS -- Envoy (by SNI) -- NAT -- konnectivity agent -- node
 
-Each has a lab of its own; both run at once and are measured in turns. All ends share the machine's cores. The figures are
-`path.userspace.*` or `path.kernel.*`, by the WireGuard that this machine has.
+Each has a lab of its own; both run at once and are measured in turns. All ends share the machine's cores. Where the kernel has no
+WireGuard, user space is measured here and the kernel's in a virtual machine, where only the ratios mean something.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
-import statistics
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
-from agent.identity import Role
-from agent.pki import issue
 from benchmarks import _konnectivity
-from benchmarks._egress_load import HOST, MESSAGE_BYTES
+from benchmarks._machine import elsewhere, in_vm, kernel_has_wireguard
 from benchmarks.figure import Figure
-from lab import addresses
-from lab.daemons import Value
-from lab.lab import Lab
-from lab.processes import wait_until
-
-ROUNDS = 3
-PROXY = "envoy-sni"
-EGRESS_PORT = 9443
-_AGENT_PORT = 8091
-_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parent.parent)}
-
-#: Measure of `_egress_load`, its number, figures as name, key of the answer and unit, and a note.
-_MEASURES = (
-    ("connects", 200, (("connect_p50_ms", "p50", "ms"), ("connect_p99_ms", "p99", "ms")), "a connection each"),
-    ("round_trips", 1000, (("round_trip_p50_ms", "p50", "ms"),), f"{MESSAGE_BYTES} bytes there and back"),
-    ("down", 2, (("down_mib_s", "total", "MiB/s"),), "one stream from the node"),
-    ("up", 2, (("up_mib_s", "total", "MiB/s"),), "one stream to the node"),
-    ("down8", 2, (("down8_mib_s", "total", "MiB/s"),), "eight streams from the node"),
-    ("up8", 2, (("up8_mib_s", "total", "MiB/s"),), "eight streams to the node"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """One way to the node: a lab, and how the load in its seed gets to the node."""
-
-    lab: Lab
-    way: Sequence[str]
-
-    def ask(self, measure: str, number: float) -> dict[str, float]:
-        words = _load("client", measure, str(number), *self.way)
-        done = self.lab.seed.run(words, env=_ENVIRONMENT, timeout_s=120)
-        answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return answer
 
 
 def run() -> Iterator[Figure]:
     """`path.BACKEND.WAY.FIGURE`; the baseline is konnectivity through the same kind of Envoy."""
     _konnectivity.build()
-    for way in ("uds", "mtls"):
-        with ExitStack() as stack:
-            backend, ours = _rhizome(stack, way)
-            theirs = _beside(stack, way)
-            for measure, number, figures, note in _MEASURES:
-                answers = [(ours.ask(measure, number), theirs.ask(measure, number)) for _ in range(ROUNDS)]
-                for figure, key, unit in figures:
-                    value, baseline = (statistics.median(answer[side][key] for answer in answers) for side in (0, 1))
-                    yield Figure(f"path.{backend}.{way}.{figure}", value, unit, baseline, ROUNDS, note)
-
-
-def _rhizome(stack: ExitStack, way: str) -> tuple[str, Subject]:
-    """Its data plane, and the way to its node."""
-    lab, port = _lab(stack)
-    socket = lab.directory / "egress.sock"
-    settings: dict[str, Value] = {"node_networks": [*addresses.SHOOT_NODES, f"{HOST}/32"]}
-    settings |= (
-        {"egress_socket": str(socket)}
-        if way == "uds"
-        else {
-            "egress_listen": [f"{addresses.SEED.v4}:{EGRESS_PORT}"],
-            "egress_client_ca": str(lab.pki.directory / "ca.crt"),
-        }
-    )
-    server = lab.seed_server(**settings)
-    client = lab.shoot_client(node_addresses=[*addresses.node(1), HOST])
-    for daemon in (server, client):
-        daemon.start()
-    for daemon in (client, server):
-        daemon.wait_ready()
-    return server.status().backend, Subject(lab, _way(lab, way, socket, port))
-
-
-def _beside(stack: ExitStack, way: str) -> Subject:
-    lab, port = _lab(stack)
-    # Its ports begin at 1024; Envoy dials 443.
-    lab.seed.nft(
-        "table ip konnectivity { chain in { type nat hook prerouting priority dstnat; "
-        f"tcp dport {addresses.SERVER_PORT} redirect to :{_AGENT_PORT}; }}; }}"
-    )
-    socket = lab.directory / "konnectivity.sock"
-    server, agent = lab.pki.server(), lab.pki.client("agent")
-    front = (
-        ["--server-port=0", f"--uds-name={socket}"]
-        if way == "uds"
-        else [
-            f"--server-port={EGRESS_PORT}",
-            f"--server-ca-cert={server.ca}",
-            f"--server-cert={server.certificate}",
-            f"--server-key={server.key}",
-        ]
-    )
-    programs = _konnectivity.BINARIES
-    lab.seed.spawn(
-        [
-            str(programs / "konnectivity-server"),
-            "--mode=http-connect",
-            *front,
-            f"--agent-port={_AGENT_PORT}",
-            f"--cluster-ca-cert={server.ca}",
-            f"--cluster-cert={server.certificate}",
-            f"--cluster-key={server.key}",
-        ]
-    )
-    lab.node.spawn(
-        [
-            str(programs / "konnectivity-agent"),
-            f"--proxy-server-host={addresses.SERVER_NAME}",
-            f"--proxy-server-port={addresses.SERVER_PORT}",
-            f"--ca-cert={agent.ca}",
-            f"--agent-cert={agent.certificate}",
-            f"--agent-key={agent.key}",
-        ]
-    )
-    ready = ["curl", "-fsS", "-o", "/dev/null", "http://127.0.0.1:8092/readyz"]
-    wait_until(lambda: lab.seed.run(ready, check=False).returncode == 0, "konnectivity being ready", 30, 0.2)
-    return Subject(lab, _way(lab, way, socket, port))
-
-
-def _lab(stack: ExitStack) -> tuple[Lab, str]:
-    """A lab, and the port of the load's target on its node."""
-    lab = stack.enter_context(Lab(PROXY))
-    lab.node.ip(f"address add {HOST}/32 dev lo")
-    # It serves until its standard input ends, and a process of the lab has none.
-    words = shlex.join(_load("target"))
-    target = lab.node.spawn(["sh", "-c", f"sleep infinity | {words}"], name="target", env=_ENVIRONMENT)
-    wait_until(lambda: target.output().strip().isdigit(), "the target listening")
-    return lab, target.output().strip()
-
-
-def _way(lab: Lab, way: str, socket: Path, port: str) -> list[str]:
-    """As `_egress_load` wants it."""
-    if way == "uds":
-        return ["unix", str(socket), port]
-    client = issue(lab.pki.directory, Role.SIDECAR, "kube-apiserver").files
-    return ["tls", f"{addresses.SEED.v4}:{EGRESS_PORT}", client.ca, client.certificate, client.key, port]
-
-
-def _load(*words: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks._egress_load", *words]
+    yield from elsewhere((), "_path")
+    if not kernel_has_wireguard():
+        yield from in_vm("_path")
