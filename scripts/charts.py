@@ -175,6 +175,7 @@ def seed_schema() -> Schema:
             caKey=text(pattern="^[-._a-zA-Z0-9]*$"),
             jwksKey=text(pattern="^[-._a-zA-Z0-9]*$"),
         ),
+        direct=closed(secretName=SECRET_NAME, key=FILE),
         denyList=closed(configMapName=CONFIG_MAP_NAME, key=text("a key of it", pattern="^[-._a-zA-Z0-9]+$")),
         egress=closed(
             enabled=FLAG,

@@ -3,14 +3,16 @@ A sidecar in a control-plane pod, for other charts too. Each takes (dict "root" 
 chart's own values (an umbrella chart's pod), $ is this chart's scope: (index .Subcharts "rhizome-seed-server").
 
 It is an init container that goes on (Kubernetes 1.29), so the routes are there before the pod's programs begin. There is no readiness probe: what
-is not ready in a pod takes the pod out of its Services, and kube-apiserver has to serve while the shoot is away.
+is not ready in a pod takes the pod out of its Services, and kube-apiserver has to serve while the shoot is away. With settings.once it ends
+before the pod's programs begin.
 */}}
 {{- define "rhizome.sidecar.container" -}}
 name: rhizome-sidecar
 image: {{ include "rhizome.image" .root }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-restartPolicy: Always
 args: [rhizome-agent, sidecar, --config, /etc/rhizome/config/config.toml]
+{{- if not (.sidecar.settings | default dict).once }}
+restartPolicy: Always
 startupProbe:
   httpGet: { path: /healthz, port: {{ include "rhizome.sidecar.port" . }} }
   periodSeconds: 1
@@ -21,6 +23,7 @@ livenessProbe:
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 3
+{{- end }}
 securityContext:
   runAsUser: 0
   runAsGroup: 0

@@ -26,6 +26,11 @@
 {{- if eq (empty .tls.secretName) (empty .tls.csi) }}
 {{- fail (printf "sidecars: %s: tls.secretName or tls.csi: exactly one of them: where its certificate comes from" .name) }}
 {{- end }}
+{{- if (.settings | default dict).once }}
+{{- if not (and $.Values.direct.secretName $.Values.settings.direct_endpoints $.Values.persistence.enabled) }}
+{{- fail (printf "sidecars: %s: settings.once: who leaves cannot be told of anything new: it takes settings.direct_endpoints that stay, direct.secretName and persistence.enabled" .name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if not .Values.settings.health_listen }}
 {{- fail "settings.health_listen: empty: the kubelet could not probe the pod" }}
@@ -52,6 +57,9 @@
 {{- end }}
 {{- if .Values.oidc.jwksKey }}
 {{- $_ := set $ours "oidc_jwks_file" (printf "/etc/rhizome/oidc/%s" .Values.oidc.jwksKey) }}
+{{- end }}
+{{- if .Values.direct.secretName }}
+{{- $_ := set $ours "direct_secret" (printf "/etc/rhizome/direct/%s" .Values.direct.key) }}
 {{- end }}
 {{- if .Values.denyList.configMapName }}
 {{- $_ := set $ours "deny_file" (printf "/etc/rhizome/denied/%s" .Values.denyList.key) }}

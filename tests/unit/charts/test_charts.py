@@ -141,6 +141,8 @@ def settings_of(chart: str, found: list[Object], tmp_path: Path) -> Any:
     for name in ("egress-client-ca/ca.crt", "egress-tls/tls.crt", "egress-tls/tls.key", "proxy/credentials"):
         if (root / name).parent.exists():
             (root / name).write_text("-")
+    if (root / "direct").exists():
+        (root / "direct/direct.key").write_text("-" * 32)
     if (root / "denied").exists():
         (root / "denied/denied").write_text("# nobody yet\n")
     path = root / "config.toml"
@@ -228,6 +230,26 @@ def test_a_sidecar_is_a_patch_with_settings_that_it_takes(rendered: dict[str, st
         if csi := volumes["rhizome-tls"].get("csi"):
             uri = csi["volumeAttributes"]["csi.cert-manager.io/uri-sans"].replace("${POD_NAME}", "kube-apiserver-1")
             assert Identity.parse(uri) == Identity("shoot--garden--b", Role.SIDECAR, "kube-apiserver-1")
+
+
+def test_a_sidecar_that_leaves_is_an_init_container_that_ends() -> None:
+    values = {
+        "sidecars": [{"name": "prometheus", "tls": {"secretName": "p"}, "settings": {"once": True}}],
+        "settings": {"direct_endpoints": ["10.243.7.7:51821"]},
+        "direct": {"secretName": "vpn-direct"},
+        "persistence": {"enabled": True},
+    }
+    found = objects(text(*CASES["seed-server"], values=values))
+    patch = yaml.safe_load(only(found, "ConfigMap", "-sidecar-prometheus")["data"]["pod-patch.yaml"])
+    (container,) = patch["spec"]["template"]["spec"]["initContainers"]
+    assert not {"restartPolicy", "startupProbe", "livenessProbe", "readinessProbe"} & container.keys()
+    server = next(o for o in found if o["kind"] == "ConfigMap" and o["data"].keys() == {"config.toml"})
+    config = tomllib.loads(server["data"]["config.toml"])
+    mounts = {m["name"]: m["mountPath"] for m in pod(found)["spec"]["containers"][0]["volumeMounts"]}
+    assert config["direct_secret"] == f"{mounts['direct']}/direct.key"
+    for missing in ("direct", "persistence"):
+        with pytest.raises(HelmError, match=r"settings\.once: who leaves cannot be told of anything new"):
+            text(*CASES["seed-server"], values={key: value for key, value in values.items() if key != missing})
 
 
 def test_the_direct_path_of_sidecars_has_a_port_at_an_address_that_stays() -> None:
