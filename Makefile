@@ -5,10 +5,10 @@ PYTEST = .venv/bin/python -m pytest
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-kube down check test test-kube fuzz fmt bench soak docs clean
+.PHONY: help demo demo-kube down check test test-kube image-proof fuzz fmt bench soak docs clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1mmake %-9s\033[0m %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1mmake %-11s\033[0m %s\n", $$1, $$2}' Makefile
 
 demo: ## the main job, shown: seed to node, pod and service, through a tunnel the shoot dialled (root; KEEP=1 PROXY=kind)
 	@scripts/setup demo
@@ -39,6 +39,10 @@ test-kube: ## the real kube-apiserver, its users and the tunnel (root; the first
 	@scripts/setup kube
 	@scripts/kube-binaries
 	$(PYTEST) tests/kube
+
+image-proof: ## carry out the Dockerfile without a container engine, twice, and run what comes out (root, some 5 minutes)
+	@scripts/setup image
+	scripts/image-proof build/image-proof --figures build/image-proof/figures.json
 
 fuzz: ## every fuzz target for ten minutes (SECONDS=600)
 	@scripts/setup check
