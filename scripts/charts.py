@@ -36,7 +36,7 @@ SEED_OWN = {
         "egress_client_ca",
     ),
     *("egress_tls_certificate", "egress_tls_key", "egress_socket", "egress_socket_owner", "egress_socket_mode"),
-    *("direct_secret", "oidc_jwks_file", "oidc_ca", "deny_file"),
+    *("direct_secret", "once_file", "oidc_jwks_file", "oidc_ca", "deny_file"),
 }
 SHOOT_OWN = {
     *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "node_name", "node_addresses", "facts_file", "kubeconfig"),
