@@ -43,6 +43,7 @@ COUNTERS = {
     "denied": "tried to open a connection out of the tunnel, and was dropped",
     "not_local": "came for WireGuard's port from where nobody of ours is",
     "not_tunnel": "was to be forwarded into the tunnel, and had not come out of it",
+    "unreachable": "went to what nobody of the tunnel can reach just now, and was refused",
 }
 
 _COMMENT = "Made by Rhizome. Changes by hand are undone within seconds."
@@ -59,6 +60,22 @@ class Transit:
 
     initiators: frozenset[IPNetwork]
     destinations: frozenset[IPNetwork]
+
+
+#: The first and the last of them.
+AddressRange = tuple[IPAddress, IPAddress]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """On a hub: destinations of `transits` that no packet gets to, in order and without overlaps. New connections to both are
+    refused; those to `abandoned` that exist are ended, too."""
+
+    suspended: tuple[AddressRange, ...] = ()
+    abandoned: tuple[AddressRange, ...] = ()
+
+
+ALL_REACHABLE = Unreachable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +97,7 @@ class Firewall:
     `unmasked`, which may be parts of them, do not.
     `local_ports`: UDP ports that only this host may send to, as WireGuard's is when all packets come by way of the relay.
     `doors`: UDP ports for others than this host. `mtu_bytes`: the smallest MTU of `devices`. `hub`: the device that leads to the destinations of `transits`, None where
-    nothing is forwarded from the tunnel into the tunnel.
+    nothing is forwarded from the tunnel into the tunnel. `unreachable`: what of those destinations is refused for now.
     """
 
     devices: frozenset[str]
@@ -94,6 +111,7 @@ class Firewall:
     doors: frozenset[Door] = frozenset()
     hub: str | None = None
     transits: frozenset[Transit] = frozenset()
+    unreachable: Unreachable = ALL_REACHABLE
 
 
 def render(firewall: Firewall) -> str:
@@ -200,7 +218,30 @@ def _transit(firewall: Firewall) -> Iterator[list[str]]:
             *(f"ct original {family} daddr {p} goto transit_passes" for family, p in _prefixes(transit.destinations)),
             'counter name "denied" drop',
         )
-    yield _chain("transit_passes", "ct state established accept", 'counter name "opened" accept')
+    yield _chain(
+        "transit_passes",
+        *(f"{where} goto refuse" for where in _within(firewall.unreachable.abandoned)),
+        *(f"{where} goto refuse_new" for where in _within(firewall.unreachable.suspended)),
+        "ct state established accept",
+        'counter name "opened" accept',
+    )
+    # A handshake is answered with the cause, "no route to host", as long as ICMP's rate limit lets it through (icmp(7),
+    # icmp_ratelimit: 6 at once and 1 a second to each host). A reset has no limit, and also ends what is open. To a UDP
+    # socket only an unreachable port is an error.
+    refused = 'counter name "unreachable" reject'
+    yield _chain(
+        "refuse_new",
+        "ct state established accept",
+        "tcp flags != syn / fin,syn,rst,ack accept",  # a connection that exists, and that this host has not seen before
+        "goto refuse",
+    )
+    yield _chain(
+        "refuse",
+        f"tcp flags syn / fin,syn,rst,ack limit rate 1/second {refused} with icmpx host-unreachable",
+        f"meta l4proto tcp {refused} with tcp reset",
+        f"meta l4proto udp {refused}",
+        f"{refused} with icmpx host-unreachable",
+    )
 
 
 def _clamp(firewall: Firewall) -> Iterator[list[str]]:
@@ -262,6 +303,13 @@ def _prefixes(networks: Iterable[IPNetwork]) -> Iterator[tuple[str, str]]:
         yield "ip", _shown(IPv4Address(int(v4.network_address)), v4.prefixlen)
     for v6 in collapse_addresses(n for n in networks if isinstance(n, IPv6Network)):
         yield "ip6", _shown(IPv6Address(int(v6.network_address)), v6.prefixlen)
+
+
+def _within(ranges: Iterable[AddressRange]) -> Iterator[str]:
+    """nft's words for destinations in each of these."""
+    for first, last in ranges:
+        family = "ip" if first.version == 4 else "ip6"
+        yield f"{family} daddr {first}" + (f"-{last}" if last != first else "")
 
 
 def _shown(address: IPAddress, prefixlen: int) -> str:

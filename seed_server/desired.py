@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface, ip_network
 
-from agent.firewall import Transit, render
+from agent.firewall import ALL_REACHABLE, Transit, Unreachable, render
 from agent.identity import Role
 from agent.messages import DIRECT, STREAM, VERSION_MAX, Direct, Grant
 from agent.model import Device, IPNetwork, Peer, PresharedKey, PublicKey, Route, Tunnel
@@ -58,8 +58,9 @@ def tunnel(
     carries: Carries,
     known: Peers | None = None,
     second: Second | None = None,
+    unreachable: Unreachable = ALL_REACHABLE,
 ) -> Tunnel:
-    """The whole host of a seed server. `device` comes without addresses and peers.
+    """The whole host of a seed server. `device` comes without addresses and peers. `unreachable`: what sidecars are refused.
 
     Every declared range is routed into the tunnel as long as the server runs, whoever carries it: a packet for a shoot that
     nobody carries now ends here, and never leaves by the pod's default route.
@@ -84,7 +85,7 @@ def tunnel(
     return Tunnel(
         tuple(devices),
         frozenset(routes),
-        render(replace(charter.firewall, transits=transits)),
+        render(replace(charter.firewall, transits=transits, unreachable=unreachable if transits else ALL_REACHABLE)),
         forwarding(charter) if transits else frozenset(),
     )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from agent.canary import Prober
 from agent.dataplane import DataPlane
+from agent.firewall import ALL_REACHABLE, Unreachable
 from agent.identity import Identity, Role
 from agent.model import IPAddress, Peer, PresharedKey, PublicKey
 from agent.pulse import Pulse
@@ -15,8 +16,11 @@ from seed_server.absent import restore
 from seed_server.carrying import Carrying
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
+from seed_server.reachable import carriers
+from seed_server.refusals import Refusals
 from seed_server.registry import Client, Registry
 
+REFUSALS_EVERY_S = 0.5
 ADOPTED_KEPT_S = 60.0  # after a restart, clients have this long to enrol again before their peers are removed
 
 
@@ -36,8 +40,11 @@ class Roster:
         self.registry = Registry(known=known)
         self.carrying = Carrying(charter.policy.ranges())
         self._direct = direct
+        self.unreachable: Unreachable = ALL_REACHABLE  # what sidecars are refused
         self._guests: dict[str, Pulse] = {}  # of sidecars, by tunnel address
-        until = time.monotonic() + ADOPTED_KEPT_S
+        now = time.monotonic()
+        self._refusals, self._refusals_due = Refusals(charter.ranges, now), now
+        until = now + ADOPTED_KEPT_S
         if plane.adopted is not None:
             self.registry = replace(self.registry, adopted=tuple(plane.adopted.peers), adopted_until=until)
         if direct is not None and direct.plane.adopted is not None:
@@ -47,7 +54,7 @@ class Roster:
                 adopted_until=until,
                 direct_routes=frozenset(route.dst for route in direct.plane.adopted_routes if not route.metric),
             )
-        self.registry = restore(self.registry, charter.policy, left, time.monotonic())
+        self.registry = restore(self.registry, charter.policy, left, now)
         self._expected: dict[PublicKey, Peer] = {peer.public_key: peer for peer in self.registry.adopted}
         for key, peer in self._expected.items():
             self.carrying.reserve(str(key), peer.allowed_ips)
@@ -103,6 +110,16 @@ class Roster:
             self._direct.judge(now)
         changed = self.carrying.judge_all(now)
         return [(self.registry.clients[key].identity, self.carrying.pulses[key]) for key in changed]
+
+    def refuse(self, now: float) -> bool:
+        """Look what of the shoot cannot be reached; True when `unreachable` has changed."""
+        if now < self._refusals_due:
+            return False
+        self._refusals_due = now + REFUSALS_EVERY_S
+        before = self.unreachable
+        found = carriers(self.registry, self.carrying.carries, self.carrying.pulses)
+        self.unreachable = self._refusals.look(found.values(), now)
+        return self.unreachable != before
 
     def close(self) -> None:
         """No more canaries."""

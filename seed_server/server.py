@@ -130,7 +130,8 @@ class SeedServer:
     def _desired(self) -> Tunnel:
         device = self.plane.device(listen_port=self._wireguard_port, mtu_bytes=self.charter.mtu_bytes)
         second = desired.Second(self.direct.device(), self.direct.preshared_key) if self.direct is not None else None
-        return desired.tunnel(device, self.charter, self.registry, self.carries, self._peers, second)
+        refused = self.roster.unreachable
+        return desired.tunnel(device, self.charter, self.registry, self.carries, self._peers, second, refused)
 
     def _on_pass(self, done: Pass) -> None:
         self.live.last_pass = done
@@ -360,7 +361,7 @@ class SeedServer:
                 self.journal.note(logging.WARNING, "client.lost", words, who, reason=pulse.cause.value)
             elif pulse.standing is Standing.WELL:
                 self.journal.note(logging.INFO, "client.well", f"{who.name} is well", who)
-        if version != carrying.version:
+        if self.roster.refuse(now) or version != carrying.version:
             self.engine.wake()
         if moved := carrying.tally.moves - moves:
             self.journal.note(logging.INFO, "prefixes.moved", f"{moved} shared prefixes change hands", count=moved)

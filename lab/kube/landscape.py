@@ -6,11 +6,8 @@ Nothing but the tunnel leads from the control plane to the shoot. How kube-apise
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -18,15 +15,17 @@ from typing import Any, Self
 
 from lab import addresses
 from lab.daemons import Value, program
+from lab.freeze import frozen
 from lab.kube.certificates import Authority
 from lab.kube.plane import API_SERVER_USER, ControlPlane, Egress
 from lab.kube.shoot import API_SERVICE, Shoot
 from lab.lab import Lab
 from lab.namespaces import Machine
-from lab.processes import LabError, pids_in_network_namespace, wait_until
+from lab.processes import wait_until
 
 EGRESS_PORT = 9443
-_PROGRAMS = {"rhizome-shoot-client", "rhizome-seed-server", "rhizome-agent", "wireguard-go"}
+#: Whoever types kubectl while there is no tunnel is told so within this time.
+REFUSAL_S = 15.0
 _LOAD = Path(__file__).parent / "load.py"
 
 
@@ -53,16 +52,11 @@ class Wiring(Enum):
 
     @property
     def down_words(self) -> tuple[str, ...]:
-        """What whoever types kubectl is told, one of these, while there is no tunnel. Behind routes there is nobody who knows
-        the cause: kube-apiserver's own time limits say that something is missing."""
+        """What whoever types kubectl is told, one of these, while there is no tunnel. Behind routes there is nobody who could
+        say the cause: the kernel's words are all that an ICMP message or a reset leaves."""
         if self is Wiring.SIDECAR:
-            return ("i/o timeout", "deadline exceeded", "Timeout exceeded", "no route to host")
+            return ("no route to host", "connection refused", "connection reset")
         return ("tunnel down",)
-
-    @property
-    def refusal_s(self) -> float:
-        """It is told so within this time: kube-apiserver gives a connection 30 s, and kubectl asks in two ways."""
-        return 75.0 if self is Wiring.SIDECAR else 12.0
 
 
 class Landscape:
@@ -172,31 +166,6 @@ class Landscape:
         for daemon in (self.client, self.server):
             daemon.wait_ready()
 
-    @contextmanager
-    def frozen_client(self) -> Iterator[None]:
-        """The shoot client, its carrier and its WireGuard stand still for as long as the block lasts; TCP connections stay."""
-        pids = _ours(self.lab.node)
-        if not pids:
-            raise LabError("there is no shoot client to freeze")
-        _signal(pids, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            _signal(pids, signal.SIGCONT)
-
-
-def _ours(machine: Machine) -> list[int]:
-    """Rhizome's processes on a machine: daemons, companions, user-space WireGuard."""
-    found = []
-    for pid in pids_in_network_namespace(machine.path):
-        with suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            if any(word.startswith("agent.") or Path(word).name in _PROGRAMS for word in words):
-                found.append(pid)
-    return found
-
-
-def _signal(pids: Sequence[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
+    def frozen_client(self) -> AbstractContextManager[None]:
+        """The shoot client, its carrier and its WireGuard stand still for as long as the block lasts."""
+        return frozen(self.lab.node)

@@ -21,6 +21,8 @@ from agent.identity import Role
 from agent.pki import issue, make_ca
 from lab import addresses
 from lab.daemons import Daemon
+from lab.faults import kill_programs
+from lab.freeze import frozen
 from lab.inside import entered
 from lab.lab import Lab
 from lab.names import Names
@@ -297,12 +299,8 @@ def test_open_connections_outlive_the_daemon(scene: Scene) -> None:
 
 
 def test_a_frozen_client_is_a_quick_503_with_its_cause(scene: Scene) -> None:
-    frozen = [pid for pid in pids_in_network_namespace(scene.lab.node.path) if _is_rhizome(pid)]
-    assert len(frozen) >= 2
     target = at(addresses.pod(1).v4, addresses.HTTP_PORT)
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with frozen(scene.lab.node):
         began = time.monotonic()
         status, reason, took_s = scene.refusal(target)
         # The first one is on its way when nobody can know yet; it fails as soon as the canary is missed.
@@ -313,18 +311,13 @@ def test_a_frozen_client_is_a_quick_503_with_its_cause(scene: Scene) -> None:
             assert status == 503
             assert reason.startswith("tunnel down: node-1 has not answered for"), reason
             assert took_s < 0.5
-    finally:
-        for pid in frozen:
-            os.kill(pid, signal.SIGCONT)
     wait_until(scene.reaches, "the pod after the thaw")
 
 
 def test_no_client_is_a_quick_503_with_its_cause(scene: Scene) -> None:
     """Last, because it takes the tunnel away."""
     scene.client.stop()
-    for pid in pids_in_network_namespace(scene.lab.node.path):
-        if _is_rhizome(pid):
-            os.kill(pid, signal.SIGKILL)
+    kill_programs(scene.lab.node, "agent.carrier", "wireguard-go")
     target = at(addresses.pod(1).v4, addresses.HTTP_PORT)
     wait_until(lambda: scene.refusal(target)[1].startswith("tunnel down: node-1 has no stream for"), "the cause", 10)
     status, reason, took_s = scene.refusal(target, "tls")
@@ -344,8 +337,3 @@ def _words(pid: int) -> str:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
         return file.read().replace(b"\0", b" ").decode()
     return ""
-
-
-def _is_rhizome(pid: int) -> bool:
-    words = _words(pid)
-    return any(word in words for word in ("rhizome-shoot-client", "agent.carrier", "wireguard-go"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from lab import addresses
 from lab.addresses import Family
 from lab.daemons import Daemon, Value
 from lab.faults import kill_programs
+from lab.freeze import frozen
+from lab.inside import entered
 from lab.lab import Lab
 from lab.namespaces import Machine
 from lab.processes import wait_until
@@ -154,6 +157,26 @@ def test_routes_that_somebody_removes_are_back_within_a_second(scene: Scene) -> 
     apiserver = scene.lab.seed_pods[0]
     scene.lab.flush_routes(apiserver)
     assert wait_until(lambda: reaches(apiserver, POD, 4, 0.2), "the routes", 5.0) < 1.0
+
+
+def test_what_a_frozen_client_carries_is_refused_and_what_is_open_to_it_ends(scene: Scene) -> None:
+    """Nobody in the shoot can answer, so the hub does: kube-apiserver keeps connections to kubelets for later requests."""
+    target = addresses.pod(1).v4, addresses.ECHO_PORT
+    with entered(scene.lab.seed_pods[0].path):
+        kept, fresh = (socket.create_connection(target, 5.0), socket.socket())
+    with kept, fresh:
+        kept.sendall(b"before")
+        assert kept.recv(16) == b"before"
+        with frozen(scene.lab.node):
+            wait_until(lambda: not scene.server.ready(), "the server noticing", 10.0)
+            fresh.settimeout(2.0)
+            with pytest.raises(OSError, match="No route to host"):
+                fresh.connect(target)
+            kept.settimeout(15.0)
+            kept.sendall(b"meanwhile")
+            with pytest.raises(ConnectionResetError):
+                kept.recv(16)
+    wait_until(lambda: reaches(scene.lab.seed_pods[0], POD), "the pod after the thaw", 20.0)
 
 
 # The direct path.

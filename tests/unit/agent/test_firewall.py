@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
-from ipaddress import IPv6Network, ip_network
+from ipaddress import IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import ConfigError
-from agent.firewall import COUNTERS, Door, Firewall, Transit, render
+from agent.firewall import COUNTERS, AddressRange, Door, Firewall, Transit, Unreachable, render
 from agent.model import IPNetwork
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "firewall"
@@ -24,6 +24,10 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "firewall"
 
 def networks(*texts: str) -> frozenset[IPNetwork]:
     return frozenset(map(ip_network, texts))
+
+
+def ranges(first: str, last: str) -> AddressRange:
+    return ip_address(first), ip_address(last)
 
 
 TUNNEL = ("192.168.128.0/17", "fd8f:6d53:b97a:1::/96")
@@ -54,6 +58,10 @@ CASES = {
                 Transit(networks("192.168.128.9/32", "fd8f::9/128"), networks("10.250.0.0/16")),
                 Transit(networks("192.168.128.10/32"), frozenset()),
             }
+        ),
+        unreachable=Unreachable(
+            suspended=(ranges("10.250.0.7", "10.250.0.7"), ranges("fd01::", "fd01::ffff")),
+            abandoned=(ranges("100.64.0.0", "100.71.255.255"),),
         ),
     ),
     "two_devices": Firewall(
