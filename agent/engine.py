@@ -2,6 +2,10 @@
 
 Events carry no decisions. A netlink change, a new grant or the resync timer sets one flag, and the loop looks at the world
 again. A crash half-way needs no recovery: the next pass plans what is left. An idle pass changes and logs nothing.
+
+To read thousands of peers takes longer than everything else together, and on a seed server some of them change all the time.
+So a pass that succeeded is remembered for such a device: what was desired is what WireGuard has. That ends with any trouble, with any
+change that netlink tells of, and with the next resync; links, routes and firewall are looked at in each pass.
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ import errno
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Never, get_args
 
 from agent.backoff import Backoff
@@ -25,6 +30,8 @@ from agent.run import spawn
 log = logging.getLogger("rhizome.engine")
 
 LONG_PASS_S = 0.1
+#: A device with so many peers is not read in each pass.
+MANY_PEERS = 256
 
 _WIREGUARD_STEPS = get_args(WireGuardStep)
 
@@ -43,15 +50,22 @@ class Pass:
         return frozenset(step.ifname for step in self.steps if isinstance(step, CreateDevice))
 
 
-async def observe(wg: WireGuard, net: NetStack, ifnames: Sequence[str] | None, want: Tunnel | None = None) -> Observed:
+async def observe(
+    wg: WireGuard,
+    net: NetStack,
+    ifnames: Sequence[str] | None,
+    want: Tunnel | None = None,
+    remembered: Mapping[str, DeviceState] = MappingProxyType({}),
+) -> Observed:
     """One look at the host. `ifnames=None`: all devices of ours. `want` says which sysctls to read, and which firewall text
-    to recognise. Raises ConfigError if a name belongs to a foreign device."""
+    to recognise; of `remembered` devices it is only looked whether they are there. Raises ConfigError if a name belongs to a
+    foreign device."""
     want = want or Tunnel()
     state = await net.read(ifnames, sorted(key for key, _ in want.sysctls), want.firewall)
     devices: list[Device] = []
     statuses = []
     for ifname, link in state.links:
-        device = await wg.read(ifname)
+        device = remembered.get(ifname) or await wg.read(ifname)
         if device is None:
             if await _vanished(net, ifname):
                 continue
@@ -141,6 +155,8 @@ class Engine:
         self._settled = asyncio.Condition()
         self._begun = 0  # passes begun
         self._reached = 0  # number of the last pass that reached the desired state
+        self._remembered: dict[str, DeviceState] = {}
+        self._remembered_until = 0.0
 
     def wake(self) -> None:
         """Look again soon. Cheap; many calls make one pass."""
@@ -195,12 +211,13 @@ class Engine:
         but only a change of configuration or of the host will help."""
         observed, steps = Observed(Tunnel()), tuple[Step, ...]()
         try:
-            want = self._desired()
-            observed = await observe(self._wg, self._net, [d.ifname for d in want.devices], want)
+            want, remembered = self._desired(), self._remember()
+            observed = await observe(self._wg, self._net, [d.ifname for d in want.devices], want, remembered)
             steps = plan(want, observed)
             for step in steps:
                 log.debug("%s", step, extra={"event": "step"})
             await apply(steps, self._wg, self._net)
+            self._remembered = {d.ifname: _state(d) for d in want.devices if len(d.peers) >= MANY_PEERS}
             done = Pass(observed, steps)
             if steps:
                 log.info("applied %d steps", len(steps), extra={"event": "plan.applied", "steps": len(steps)})
@@ -209,9 +226,24 @@ class Engine:
         self._on_pass(done)
         return done
 
+    def _remember(self) -> Mapping[str, DeviceState]:
+        """What is remembered, for one pass: if that fails, nothing is."""
+        remembered, self._remembered = self._remembered, {}
+        now = time.monotonic()
+        if remembered and now < self._remembered_until:
+            return remembered
+        self._remembered_until = now + self._resync_s
+        return {}
+
     async def _watch(self) -> None:
         async for _ in self._net.changes():
+            self._remembered_until = 0.0
             self.wake()
+
+
+def _state(device: Device) -> DeviceState:
+    """What WireGuard has when it has what is desired. A port that is not managed is not compared either."""
+    return DeviceState(device.private_key, device.listen_port or 0, device.fwmark, device.peers)
 
 
 def _errno(error: RhizomeError) -> str | None:

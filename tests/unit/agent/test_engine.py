@@ -8,12 +8,12 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
-from agent.engine import Engine, Pass, observe
+from agent.engine import MANY_PEERS, Engine, Pass, observe
 from agent.errors import ConfigError, HostError
 from agent.fakes.host import FakeHost
 from agent.fakes.netstack import FakeNetStack
 from agent.fakes.wireguard import FakeWireGuard
-from agent.model import Device, Peer, PrivateKey, PublicKey, Route, Tunnel
+from agent.model import Device, DeviceState, Peer, PrivateKey, PublicKey, Route, Tunnel
 
 NETWORK = ip_network("10.1.0.0/16")
 DEVICE = Device(
@@ -26,6 +26,11 @@ DEVICE = Device(
 )
 WANT = Tunnel((DEVICE,), frozenset({Route(NETWORK, "rz0")}), "table inet rhizome {}")
 
+MANY = frozenset(
+    Peer(PublicKey(number.to_bytes(32, "big")), frozenset({ip_network(f"10.2.{number // 256}.{number % 256}/32")}))
+    for number in range(MANY_PEERS)
+)
+
 
 class Rig:
     def __init__(self, resync_s: float = 60.0) -> None:
@@ -33,6 +38,7 @@ class Rig:
         self.wg = FakeWireGuard(self.host)
         self.want = WANT
         self.passes: list[Pass] = []
+        self.reads = 0
         self.engine = Engine(self.wg, FakeNetStack(self.host), lambda: self.want, self.passes.append, resync_s=resync_s)
 
 
@@ -74,8 +80,10 @@ async def test_it_repairs_what_others_break_because_netlink_says_so(rig: Rig, ac
     assert rig.host.links["rz0"].up and rig.host.firewall == WANT.firewall
 
 
-async def test_what_wireguard_does_not_tell_is_found_by_the_resync() -> None:
+@pytest.mark.parametrize("peers", [DEVICE.peers, MANY], ids=["few peers", "many peers"])
+async def test_what_wireguard_does_not_tell_is_found_by_the_resync(peers: frozenset[Peer]) -> None:
     rig = Rig(resync_s=0.05)
+    rig.want = replace(WANT, devices=(replace(DEVICE, peers=peers),))
     task = asyncio.ensure_future(rig.engine.run())
     await asyncio.wait_for(rig.engine.settled(), 2)
     rig.wg.devices["rz0"].peers.clear()
@@ -85,6 +93,57 @@ async def test_what_wireguard_does_not_tell_is_found_by_the_resync() -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+@pytest.fixture
+async def crowd(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A device with many peers, which has been reached; `rig.reads` are those of WireGuard from then on."""
+    rig.want = replace(WANT, devices=(replace(DEVICE, peers=MANY),))
+    await asyncio.wait_for(rig.engine.settled(), 2)
+    read = rig.wg.read
+
+    async def counted(ifname: str) -> DeviceState | None:
+        rig.reads += 1
+        return await read(ifname)
+
+    monkeypatch.setattr(rig.wg, "read", counted)
+    return rig
+
+
+async def test_a_device_with_many_peers_is_not_read_again_for_each_change_that_is_desired(crowd: Rig) -> None:
+    moved = Peer(PublicKey(b"m" * 32), frozenset({ip_network("10.2.0.7/32")}))
+    gone = next(peer for peer in MANY if ip_network("10.2.0.7/32") in peer.allowed_ips)
+    peers = MANY - {gone} | {moved, replace(gone, allowed_ips=frozenset())}
+    for wanted in (peers, MANY, peers):
+        crowd.want = replace(WANT, devices=(replace(DEVICE, peers=wanted),))
+        await asyncio.wait_for(crowd.engine.settled(), 2)
+        state = await FakeWireGuard.read(crowd.wg, "rz0")
+        assert state is not None and state.peers == wanted
+    assert crowd.reads == 0
+
+
+async def test_a_device_with_many_peers_is_read_again_after_trouble(crowd: Rig) -> None:
+    crowd.wg.fail_after(0)
+    crowd.want = replace(WANT, devices=(replace(DEVICE, peers=MANY, listen_port=51821),))
+    await asyncio.wait_for(crowd.engine.settled(), 5)
+    assert crowd.reads == 1
+
+
+async def test_a_device_with_many_peers_is_read_again_when_somebody_changed_the_host(crowd: Rig) -> None:
+    crowd.wg.devices["rz0"].peers.clear()
+    crowd.host.routes.clear()
+    crowd.host.touch()
+    async with asyncio.timeout(2):
+        while len(crowd.wg.devices["rz0"].peers) < MANY_PEERS:
+            await asyncio.sleep(0.01)
+    assert crowd.reads == 1
+
+
+async def test_a_device_with_many_peers_that_is_gone_is_made_again_with_all_of_them(crowd: Rig) -> None:
+    crowd.wg.kill("rz0")
+    async with asyncio.timeout(2):
+        while len(crowd.wg.devices["rz0"].peers if "rz0" in crowd.wg.devices else ()) < MANY_PEERS:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_failing_step_is_tried_again_without_spinning(rig: Rig) -> None:
