@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lab.kube.landscape import Landscape
 from lab.kube.plane import ControlPlane
 from lab.processes import Process
 
@@ -34,10 +35,13 @@ def port_forward(plane: ControlPlane, pod: str, local: int, remote: int) -> Iter
         process.stop()
 
 
-def asked_twice(once: Callable[[], str], measured: Callable[[str], None]) -> None:
+def asked_twice(landscape: Landscape, once: Callable[[], str], measured: Callable[[str], None]) -> None:
     """`once` says what was wrong. Kubernetes' own streams lose the end of what they carry now and then on a busy machine
     (kubernetes/kubernetes issues 60140 and 124571), and say "Success". That is inside of the TLS connection from kube-apiserver to
-    the kubelet, of which nobody on the way can take a part unseen; so what was cut is asked for once more."""
+    the kubelet, of which nobody on the way can take a part unseen; so what was cut is asked for once more. Not so if the tunnel
+    itself broke meanwhile."""
+    breaks = landscape.breaks()
     if wrong := once():
         measured(f"the second time, after: {wrong}")
+        assert landscape.breaks() == breaks, f"the tunnel broke: {wrong}"
         assert once() == ""

@@ -153,6 +153,11 @@ class Landscape:
         report: dict[str, Any] = json.loads(self.control_plane.run(command, timeout_s=150).stdout)
         return report
 
+    def breaks(self) -> int:
+        """How often the seed server lost a stream or a client."""
+        log = self.server.log()
+        return log.count("stream down: ") + log.count(" is lost: ")
+
     # What can happen.
 
     def close_tunnel(self) -> None:

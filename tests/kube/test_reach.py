@@ -179,7 +179,7 @@ def test_many_exec_streams_at_once(landscape: Landscape, measured: Callable[[str
         measured(f"{EXEC_STREAMS} exec streams at once, 64 KiB through each and back: {report['seconds']:.1f} s")
         return "; ".join(report["wrong"])
 
-    asked_twice(once, measured)
+    asked_twice(landscape, once, measured)
 
 
 def test_a_large_copy_is_intact_both_ways(landscape: Landscape, measured: Callable[[str], None]) -> None:
@@ -206,8 +206,8 @@ def test_a_large_copy_is_intact_both_ways(landscape: Landscape, measured: Callab
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         return "" if found == digest.hexdigest() else f"{way} a pod: {found} is not {digest.hexdigest()}"
 
-    asked_twice(lambda: copy("to", str(source), f"{POD}:/run/copy"), measured)
-    asked_twice(lambda: copy("from", f"{POD}:/run/copy", str(back)), measured)
+    asked_twice(landscape, lambda: copy("to", str(source), f"{POD}:/run/copy"), measured)
+    asked_twice(landscape, lambda: copy("from", f"{POD}:/run/copy", str(back)), measured)
     for path in (source, back):
         path.unlink()
     landscape.plane.kubectl("exec", POD, "--", "rm", "/run/copy")
@@ -342,9 +342,11 @@ def test_a_frozen_shoot_client_makes_kubectl_fail_soon_with_the_cause(
 def test_without_the_tunnel_everything_fails_with_the_reason_and_with_it_works_again(
     landscape: Landscape, measured: Callable[[str], None]
 ) -> None:
+    breaks = landscape.breaks()
     landscape.close_tunnel()
     try:
         said = everything(landscape)
+        assert landscape.breaks() > breaks
         wait_until(lambda: landscape.available()["status"] == "False", "the aggregated API being unavailable", 60, 0.5)
         # Who asks for such an object is told no more by kube-apiserver than that; the cause is in the APIService.
         assert "unable to handle the request" in landscape.plane.kubectl("get", "--raw", GREETING, check=False)
