@@ -15,6 +15,7 @@ from agent.identity import Role
 from agent.pki import issue
 from benchmarks import _konnectivity
 from benchmarks._egress_load import HOST, MESSAGE_BYTES
+from benchmarks._process import cpu_seconds
 from benchmarks.figure import Figure
 from lab import addresses
 from lab.daemons import Value
@@ -46,6 +47,20 @@ class Subject:
     way: Sequence[str]
 
     def ask(self, measure: str, number: float) -> dict[str, float]:
+        """What the load measured; with `cpu_s` and `wireguard_cpu_s`, what it cost on all machines per GiB, if bytes were moved."""
+        before = self._cpu()
+        answer = self._ask(measure, number)
+        if "total" in answer:
+            spent = {name: after - before.get(name, 0.0) for name, after in self._cpu().items()}
+            moved_gib = answer["total"] * number / 1024
+            answer["cpu_s"] = sum(spent.values()) / moved_gib
+            answer["wireguard_cpu_s"] = spent.get("wireguard-go", 0.0) / moved_gib
+        return answer
+
+    def _cpu(self) -> dict[str, float]:
+        return cpu_seconds(self.lab.machines.values(), apart_from="_egress_load")
+
+    def _ask(self, measure: str, number: float) -> dict[str, float]:
         words = _load("client", measure, str(number), *self.way)
         done = self.lab.seed.run(words, env=_ENVIRONMENT, timeout_s=120)
         answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -60,8 +75,22 @@ def figures() -> Iterator[Figure]:
             for measure, number, named, note in _MEASURES:
                 answers = [(ours.ask(measure, number), theirs.ask(measure, number)) for _ in range(ROUNDS)]
                 for figure, key, unit in named:
-                    value, baseline = (statistics.median(answer[side][key] for answer in answers) for side in (0, 1))
+                    value, baseline = (_median(answers, side, key) for side in (0, 1))
                     yield Figure(f"path.{backend}.{way}.{figure}", value, unit, baseline, ROUNDS, note)
+                if backend == "userspace" and measure in ("down", "up"):
+                    baseline = _median(answers, 1, "cpu_s")
+                    for key, words in (
+                        ("cpu_s", "all processes of the way"),
+                        ("wireguard_cpu_s", "of which wireguard-go"),
+                    ):
+                        name, value = f"path.{backend}.{way}.{measure}_{key}_per_gib", _median(answers, 0, key)
+                        yield Figure(
+                            name, value, "s/GiB", baseline, ROUNDS, f"{words}; baseline: all of konnectivity's"
+                        )
+
+
+def _median(answers: Sequence[tuple[dict[str, float], dict[str, float]]], side: int, key: str) -> float:
+    return statistics.median(answer[side][key] for answer in answers)
 
 
 def _rhizome(stack: ExitStack, way: str) -> tuple[str, Subject]:
