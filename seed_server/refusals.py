@@ -6,7 +6,6 @@ table is who answers: otherwise kube-apiserver keeps a connection to a dead kube
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import IntEnum
 
@@ -36,18 +35,17 @@ class Refusals:
         """A longer prefix wins over the one around it, as in the tunnel: a node that is well inside the range of a dead one is
         reached. A range that is carried in parts is not refused between them; WireGuard itself answers there, on the kernel."""
         states: dict[IPNetwork, _State] = {}
+        for network, carried_at in self._carried_at.items():
+            if any(_lies_in(prefix, network) for carrier in carriers for prefix in carrier.prefixes):
+                self._carried_at[network] = now
+            elif now - carried_at >= ABANDONED_S:
+                states[network] = _State.ABANDONED
+        if not states and not any(carrier.fault for carrier in carriers):
+            return ALL_REACHABLE
         for carrier in carriers:
             state = _state(carrier, now)
             for prefix in carrier.prefixes:
                 states[prefix] = min(state, states.get(prefix, state))
-        places = sorted(map(_place, states))
-        for network, carried_at in self._carried_at.items():
-            if _has_part(places, network):
-                self._carried_at[network] = now
-            elif now - carried_at >= ABANDONED_S:
-                states[network] = _State.ABANDONED
-        if not any(states.values()):
-            return ALL_REACHABLE
         found: dict[_State, list[AddressRange]] = {state: [] for state in _State}
         for version in (4, 6):
             for first_and_last, state in _painted({n: s for n, s in states.items() if n.version == version}):
@@ -61,15 +59,8 @@ def _state(carrier: Carrier, now: float) -> _State:
     return _State.ABANDONED if now - carrier.since >= ABANDONED_S else _State.SUSPENDED
 
 
-def _place(network: IPNetwork) -> tuple[int, int, int]:
-    """Sorts a network before all that lie in it, and those before what comes after it."""
-    return network.version, int(network.network_address), network.prefixlen
-
-
-def _has_part(places: list[tuple[int, int, int]], network: IPNetwork) -> bool:
-    """Whether one of these, in order, lies in the network."""
-    at = bisect_left(places, _place(network))
-    return at < len(places) and places[at][:2] <= (network.version, int(network.broadcast_address))
+def _lies_in(inner: IPNetwork, outer: IPNetwork) -> bool:
+    return inner.network_address in outer
 
 
 def _painted(states: Mapping[IPNetwork, _State]) -> Iterator[tuple[AddressRange, _State]]:
@@ -82,8 +73,8 @@ def _painted(states: Mapping[IPNetwork, _State]) -> Iterator[tuple[AddressRange,
             address = type(around[-1].network_address)
             yield (address(at), address(last)), states[around[-1]]
 
-    for network in [*sorted(states, key=_place), None]:
-        while around and (network is None or not _holds(around[-1], network)):
+    for network in [*sorted(states), None]:
+        while around and (network is None or not _lies_in(network, around[-1])):
             last = int(around[-1].broadcast_address)
             yield from until(last)
             at = max(at, last + 1)
@@ -93,10 +84,6 @@ def _painted(states: Mapping[IPNetwork, _State]) -> Iterator[tuple[AddressRange,
                 yield from until(int(network.network_address) - 1)
             at = int(network.network_address)
             around.append(network)
-
-
-def _holds(outer: IPNetwork, inner: IPNetwork) -> bool:
-    return int(inner.network_address) <= int(outer.broadcast_address)
 
 
 def _append(ranges: list[AddressRange], more: AddressRange) -> None:

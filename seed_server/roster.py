@@ -112,11 +112,13 @@ class Roster:
         return [(self.registry.clients[key].identity, self.carrying.pulses[key]) for key in changed]
 
     def refuse(self, now: float) -> bool:
-        """Look what of the shoot cannot be reached; True when `unreachable` has changed."""
+        """Look what of the shoot cannot be reached, if there are sidecars; True when `unreachable` has changed."""
         if now < self._refusals_due:
             return False
         self._refusals_due = now + REFUSALS_EVERY_S
         before = self.unreachable
+        if not any(client.identity.role is Role.SIDECAR for client in self.registry.clients.values()):
+            return False
         found = carriers(self.registry, self.carrying.carries, self.carrying.pulses)
         self.unreachable = self._refusals.look(found.values(), now)
         return self.unreachable != before
