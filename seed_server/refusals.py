@@ -30,6 +30,8 @@ class Refusals:
 
     def __init__(self, ranges: Iterable[IPNetwork], now: float) -> None:
         self._carried_at = dict.fromkeys(ranges, now)
+        self._states: dict[IPNetwork, _State] = {}  # of the last look that found something
+        self._found = ALL_REACHABLE
 
     def look(self, carriers: Collection[Carrier], now: float) -> Unreachable:
         """A longer prefix wins over the one around it, as in the tunnel: a node that is well inside the range of a dead one is
@@ -46,11 +48,17 @@ class Refusals:
             state = _state(carrier, now)
             for prefix in carrier.prefixes:
                 states[prefix] = min(state, states.get(prefix, state))
-        found: dict[_State, list[AddressRange]] = {state: [] for state in _State}
-        for version in (4, 6):
-            for first_and_last, state in _painted({n: s for n, s in states.items() if n.version == version}):
-                _append(found[state], first_and_last)
-        return Unreachable(tuple(found[_State.SUSPENDED]), tuple(found[_State.ABANDONED]))
+        if states != self._states:
+            self._states, self._found = states, _unreachable(states)
+        return self._found
+
+
+def _unreachable(states: Mapping[IPNetwork, _State]) -> Unreachable:
+    found: dict[_State, list[AddressRange]] = {state: [] for state in _State}
+    for version in (4, 6):
+        for first_and_last, state in _painted({n: s for n, s in states.items() if n.version == version}):
+            _append(found[state], first_and_last)
+    return Unreachable(tuple(found[_State.SUSPENDED]), tuple(found[_State.ABANDONED]))
 
 
 def _state(carrier: Carrier, now: float) -> _State:
