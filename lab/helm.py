@@ -26,6 +26,7 @@ MATRIX: Sequence[tuple[str, Values]] = [
     (SEED, {"egress": {"enabled": True, "clientCA": {"secretName": "ca"}}}),
     (SEED, {"egress": {"enabled": True, "clientCA": {"secretName": "ca"}, "selector": {"enabled": False}}}),
     (SEED, {"persistence": {"enabled": True}, "podDisruptionBudget": {"enabled": False}, "replicas": 0}),
+    (SEED, {"ledger": {"enabled": True, "name": "tunnels"}, "networkPolicy": {"enabled": False}}),
     (SEED, {"networkPolicy": {"enabled": False}, "podMonitor": {"enabled": True}, "userspaceWireGuard": True}),
     (SEED, {"tls": {"secretName": "", "certManager": {"enabled": True, "issuerRef": {"name": "ca"}}}}),
     (SEED, {"sidecars": [{"name": "prometheus", "tls": {"secretName": "vpn"}}]}),

@@ -47,6 +47,7 @@ SHOOT_OWN = {
 SIDECAR_OWN = {"control_plane", "tls_ca", "tls_certificate", "tls_key", "runtime_dir", "health_listen"}
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_OR_NONE = "^$|{}"
 _PATTERNS = {
     id(LABEL): "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
     id(LISTEN): r"^([0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$",
@@ -77,7 +78,8 @@ def _setting(spec: Spec[Any]) -> Schema:
     if spec.many:
         return {"type": "array", "items": item, **words}
     if (spec.optional or spec.default is REQUIRED) and "pattern" in item:
-        item["pattern"] = f"^$|{item['pattern']}"  # an empty one is spoken of in words, by the chart or by the daemon
+        # An empty one is spoken of in words, by the chart or by the daemon.
+        item["pattern"] = _OR_NONE.format(item["pattern"])
     return item | words
 
 
@@ -97,6 +99,7 @@ def choice(*words: str) -> Schema:
 ANY_OBJECT: Schema = {"type": "object"}
 OBJECTS: Schema = {"type": "array", "items": ANY_OBJECT}
 FLAG: Schema = {"type": "boolean"}
+PORT_NUMBER: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
 WORDS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 NAME = "^$|^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 SECRET_NAME = text("name of an existing Secret", pattern=NAME)
@@ -141,7 +144,7 @@ def _sidecar() -> Schema:
     shape = closed(
         name=text(pattern="^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"),
         tls=closed(secretName=SECRET_NAME, csi=closed(issuer=issuer, duration=DURATION)),
-        healthPort={"type": "integer", "minimum": 1, "maximum": 65535},
+        healthPort=PORT_NUMBER,
         settings=table(agent.sidecar.settings.Settings, SIDECAR_OWN),
     )
     return shape | {"required": ["name", "tls"]}
@@ -191,6 +194,11 @@ def seed_schema() -> Schema:
             storageClassName=text(),
             accessModes={"type": "array", "items": choice("ReadWriteOnce", "ReadWriteOncePod"), "minItems": 1},
         ),
+        ledger=closed(
+            enabled=FLAG,
+            namespace=text("a namespace that is there", pattern=_OR_NONE.format(_PATTERNS[id(LABEL)])),
+            name=text("a DNS label", pattern=_OR_NONE.format(_PATTERNS[id(LABEL)])),
+        ),
         sysctls={
             "type": "array",
             "items": closed(name=text(pattern=r"^net\."), value={"type": "string"}) | {"required": ["name", "value"]},
@@ -204,6 +212,7 @@ def seed_schema() -> Schema:
             egressFrom=OBJECTS,
             metricsFrom=OBJECTS,
             extraEgress=OBJECTS,
+            apiServer=closed(to=OBJECTS, ports={"type": "array", "items": PORT_NUMBER, "minItems": 1}),
         ),
     )
 

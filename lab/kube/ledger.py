@@ -1,4 +1,4 @@
-"""Address ledgers on a real kube-apiserver, by an account that may do what examples/ipam-rbac.yaml grants and nothing else."""
+"""Address ledgers on a real kube-apiserver, by an account that may do what examples/ipam-rbac.yaml or the seed server's chart grants and nothing else."""
 
 from __future__ import annotations
 
@@ -37,6 +37,18 @@ def kubeconfig(plane: ControlPlane, path: Path, url: str) -> Path:
     path.touch(mode=0o600)
     path.write_text(json.dumps(known))
     return path
+
+
+def as_pod(plane: ControlPlane, run: Path, namespace: str, account: str) -> dict[str, str]:
+    """Put the account's files where a pod with this /run has them (/var/run is a link to it). The environment that goes with them."""
+    place = run / "secrets" / "kubernetes.io" / "serviceaccount"
+    place.mkdir(parents=True)
+    (place / "token").touch(mode=0o600)
+    (place / "token").write_text(plane.kubectl("create", "token", account, "-n", namespace).strip())
+    (place / "ca.crt").write_bytes(plane.ca.certificate.read_bytes())
+    at = urlsplit(plane.url)
+    host, port = str(at.hostname), str(at.port)
+    return {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, "KUBECONFIG": str(run / "none")}
 
 
 class Way:

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+import yaml
 
 from lab import addresses
 from lab.daemons import Daemon, node_name
+from lab.helm import EXAMPLES, SEED, objects, only, text
 from lab.ipam.replaced import come, given, go, used
-from lab.kube.ledger import NAMESPACE, RIGHTS, kubeconfig
+from lab.kube.ledger import as_pod
 from lab.kube.plane import ControlPlane
 from lab.lab import Lab
 from lab.processes import wait_until
 
 pytestmark = pytest.mark.kube
 
-LEDGER = "tunnels"
+NAMESPACE, LEDGER = "shoot--garden--a", "tunnels"
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Two shoot clients, one that comes later, and a seed server that keeps its ledger in the seed's API server, as a ServiceAccount of the least rights."""
+    """Two shoot clients, one that comes later, and a seed server that keeps its ledger in the seed's API server, with the account, the rights
+    and the setting that its chart gives its pod."""
 
     plane: ControlPlane
     server: Daemon
     clients: list[Daemon]
     new: Daemon
-    kubeconfig: Path
+    environment: dict[str, str]
 
     def start_server(self) -> None:
-        self.server.start(env={"KUBECONFIG": str(self.kubeconfig)})
+        self.server.start(env=self.environment)
 
     def stored(self) -> dict[str, tuple[str, ...]]:
         """Name of each client -> its addresses, as the ConfigMaps say."""
@@ -49,11 +52,16 @@ def scene() -> Iterator[Scene]:
         Lab("none", nodes=3, seed_pods=1) as lab,
         ControlPlane(lab.seed_pods[0], address=addresses.seed_pod(1).v4) as plane,
     ):
-        plane.kubectl("apply", "-f", str(RIGHTS))
-        path = kubeconfig(plane, lab.directory / "ledger.kubeconfig", plane.url)
-        server = lab.seed_server(ipam_configmaps=f"{NAMESPACE}/{LEDGER}")
+        plane.kubectl("create", "namespace", NAMESPACE)
+        values = {"ledger": {"enabled": True, "name": LEDGER}, "networkPolicy": {"enabled": False}}
+        found = objects(text(SEED, EXAMPLES[SEED], values=values))
+        parts = [only(found, kind) for kind in ("ServiceAccount", "Role", "RoleBinding")]
+        plane.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump_all(parts))
+        config = tomllib.loads(only(found, "ConfigMap")["data"]["config.toml"])
+        server = lab.seed_server(ipam_configmaps=config["ipam_configmaps"])
         *clients, new = (lab.shoot_client(index) for index in (1, 2, 3))
-        yield Scene(plane, server, clients, new, path)
+        environment = as_pod(plane, server.machine.directory / "run", NAMESPACE, parts[0]["metadata"]["name"])
+        yield Scene(plane, server, clients, new, environment)
 
 
 def test_a_new_seed_server_gives_every_client_the_address_it_had(scene: Scene) -> None:

@@ -32,6 +32,16 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if .Values.ledger.enabled }}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.apiServer.to) }}
+{{- fail "networkPolicy.apiServer.to: empty: the seed server could not reach the API server, where ledger keeps its addresses; name its endpoints (kubectl get endpointslices --namespace default), such as [{ipBlock: {cidr: 10.243.0.10/32}}]" }}
+{{- end }}
+{{- if and .Values.ledger.namespace (ne .Values.ledger.namespace .Release.Namespace) (not .Values.ledger.name) }}
+{{- fail "ledger.name: required in a namespace of its own: other releases may keep their ledgers there; take the control plane's name" }}
+{{- end }}
+{{- else if or .Values.ledger.namespace .Values.ledger.name }}
+{{- fail "ledger.enabled: false, while ledger.namespace or ledger.name is given: addresses would not be kept there; switch it on, or leave them empty" }}
+{{- end }}
 {{- if not .Values.settings.health_listen }}
 {{- fail "settings.health_listen: empty: the kubelet could not probe the pod" }}
 {{- end }}
@@ -44,14 +54,26 @@
 {{- .Values.tls.secretName | default (printf "%s-tls" (include "rhizome.fullname" .)) -}}
 {{- end -}}
 
+{{- define "seed.ledger" -}}
+{{- .Values.ledger.name | default (include "rhizome.fullname" .) -}}
+{{- end -}}
+
+{{- define "seed.ledgerNamespace" -}}
+{{- .Values.ledger.namespace | default .Release.Namespace -}}
+{{- end -}}
+
 {{/* All settings: what was given, and what the chart decides. */}}
 {{- define "seed.settings" -}}
 {{- $ours := dict
   "tls_ca" (printf "/etc/rhizome/tls/%s" .Values.tls.keys.ca)
   "tls_certificate" (printf "/etc/rhizome/tls/%s" .Values.tls.keys.certificate)
   "tls_key" (printf "/etc/rhizome/tls/%s" .Values.tls.keys.key)
-  "runtime_dir" "/run/rhizome"
-  "ipam_file" "/var/lib/rhizome/addresses.log" }}
+  "runtime_dir" "/run/rhizome" }}
+{{- if .Values.ledger.enabled }}
+{{- $_ := set $ours "ipam_configmaps" (printf "%s/%s" (include "seed.ledgerNamespace" .) (include "seed.ledger" .)) }}
+{{- else }}
+{{- $_ := set $ours "ipam_file" "/var/lib/rhizome/addresses.log" }}
+{{- end }}
 {{- if .Values.oidc.caKey }}
 {{- $_ := set $ours "oidc_ca" (printf "/etc/rhizome/oidc/%s" .Values.oidc.caKey) }}
 {{- end }}

@@ -17,6 +17,8 @@ import seed_server.settings
 import shoot_client.settings
 from agent.cli.flags import load
 from agent.identity import Identity, Role
+from agent.kinds import Namespaced
+from ipam.stores.kubernetes import SHARDS
 from lab.helm import CHARTS, ROOT, SEED, SHOOT, HelmError, Object, objects, only, pod, text
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "charts"
@@ -75,9 +77,14 @@ def test_every_pod_is_closed(case: tuple[str, list[Object]]) -> None:
     _, found = case
     spec = pod(found)["spec"]
     rules = [rule for item in found if item["kind"] in ("Role", "ClusterRole") for rule in item["rules"]]
+    shards = [f"vpn-rhizome-seed-server-{n}" for n in range(SHARDS)]
     assert rules in (
         [],
         [{"apiGroups": [""], "resources": ["nodes"], "resourceNames": ["node-1", "node-2"], "verbs": ["get", "watch"]}],
+        [
+            {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list", "create"]},
+            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": shards, "verbs": ["get", "update"]},
+        ],
     )
     assert spec["automountServiceAccountToken"] is bool(rules) and spec["enableServiceLinks"] is False
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -161,7 +168,7 @@ def test_the_daemon_takes_what_is_rendered(case: tuple[str, list[Object]], tmp_p
     }
     assert str(got.runtime_dir) == "/run/rhizome" and "/run" in writable
     if chart == SEED:
-        assert str(got.ipam_file.parent) in writable
+        assert got.ipam_configmaps is not None or str(got.ipam_file.parent) in writable
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert (ports["tunnel"], ports["metrics"]) == (got.listen[0].port, got.health_listen.port)
         assert ports.get("egress") == (got.egress_listen[0].port if got.egress_listen else None)
@@ -278,6 +285,27 @@ def test_reading_the_node_object_takes_rights_of_its_own(rendered: dict[str, str
     assert subject["name"] == pod(found)["spec"]["serviceAccountName"] and subject["namespace"] == "shoot--garden--a"
 
 
+def test_a_ledger_in_config_maps_takes_rights_of_its_own(rendered: dict[str, str], tmp_path: Path) -> None:
+    """For the ConfigMaps that the setting names, for the pod's account, and a way to the API server."""
+    assert "kind: Role" not in rendered["seed-server"]
+    at = {"namespace": "ledgers", "name": "garden-a"}
+    values = {"ledger": {"enabled": True, **at}, "networkPolicy": {"apiServer": API_SERVER}}
+    found = objects(text(*CASES["seed-server"], values=values))
+    role, binding = only(found, "Role"), only(found, "RoleBinding")
+    assert role["metadata"].items() >= at.items() and binding["metadata"].items() >= at.items()
+    assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "garden-a"}
+    spec = pod(found)["spec"]
+    account = {"kind": "ServiceAccount", "name": spec["serviceAccountName"], "namespace": "shoot--garden--a"}
+    assert binding["subjects"] == [account] and spec["automountServiceAccountToken"] is True
+    assert settings_of(SEED, found, tmp_path).ipam_configmaps == Namespaced("ledgers", "garden-a")
+    (_, rule) = role["rules"]
+    assert rule["resourceNames"] == [f"garden-a-{n}" for n in range(SHARDS)]
+    (way,) = only(found, "NetworkPolicy")["spec"]["egress"]
+    assert way == {"to": API_SERVER["to"], "ports": [{"port": port, "protocol": "TCP"} for port in (443, 6443)]}
+
+
+API_SERVER = {"to": [{"ipBlock": {"cidr": "10.243.0.10/32"}}]}
+LEDGER = {"ledger": {"enabled": True}}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (SEED, {"replicas": 2}, "one replica per control plane is supported"),
     (SEED, {"replicas": "1"}, "replicas: Invalid type"),
@@ -300,6 +328,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (SHOOT, {"tls": {"source": "token", "token": {"expirationSeconds": 60}}}, "Must be greater than or equal to 600"),
     (SEED, {"oidc": {"caKey": "ca.crt"}}, "oidc.configMapName: required"),
     (SHOOT, {"podMonitor": {"enabled": True}}, "Prometheus could not reach it"),
+    (SEED, LEDGER, "networkPolicy.apiServer.to: empty: the seed server could not reach the API server"),
+    (SEED, {"ledger": {"enabled": True, "namespace": "ledgers"}, "networkPolicy": {"apiServer": API_SERVER}}, "ledger.name: required in a namespace of its own"),
+    (SEED, {"ledger": {"name": "a"}}, "ledger.enabled: false, while ledger.namespace or ledger.name is given"),
+    (SEED, {"ledger": {"enabled": "yes"}}, "ledger.enabled: Invalid type"),
+    (SEED, {"ledger": {"enabled": True, "name": "a/b"}}, "ledger.name: Does not match pattern"),
+    (SEED, {"ledger": {"enabled": True, "shards": 8}}, "Additional property shards is not allowed"),
+    (SEED, {**LEDGER, "networkPolicy": {"apiServer": {**API_SERVER, "ports": [0]}}}, "networkPolicy.apiServer.ports.0: Must be greater than or equal to 1"),
+    (SEED, {"settings": {"ipam_configmaps": "a/b"}}, "Additional property ipam_configmaps is not allowed"),
 ]  # fmt: skip
 
 
