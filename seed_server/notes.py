@@ -1,11 +1,15 @@
-"""What the log and the audit log say of clients that are let in."""
+"""What the log and the audit log say of clients that are let in, and what one hears that is not."""
 
 from __future__ import annotations
 
 import logging
 
+from agent.messages import Refuse
 from seed_server.audit import Journal
 from seed_server.registry import Client
+
+#: What a client is told when its address cannot be kept. Why, is in our log alone: it names objects and accounts of the seed.
+NOT_KEPT = Refuse("store", "the server cannot keep an address for you; its log says why", retry_after_s=5.0)
 
 
 def note_grant(journal: Journal, client: Client, before: Client | None, stream: int, now: float) -> None:

@@ -34,7 +34,7 @@ from seed_server.audit import Audit, Journal
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
 from seed_server.live import Live
-from seed_server.notes import note_grant, note_refused_prefixes
+from seed_server.notes import NOT_KEPT, note_grant, note_refused_prefixes
 from seed_server.once import OnceFile, remember
 from seed_server.preshared import renewed
 from seed_server.registry import (
@@ -263,8 +263,12 @@ class SeedServer:
     async def _enroll(self, stream: int, identity: Identity, enroll: Enroll) -> None:
         known = self.registry.clients.get(str(identity))
         renewal = known is not None and known.stream == stream
+        why = ""
         async with self._enrolling:
-            refuse = await self._admit(stream, identity, enroll)
+            try:
+                refuse = await self._admit(stream, identity, enroll)
+            except StoreError as exc:
+                refuse, why = NOT_KEPT, str(exc)
         facts = self._early.pop(stream, None)
         if refuse is None and facts is not None:
             admitted = update_facts(self.registry, self.charter.policy, identity, facts)
@@ -278,7 +282,7 @@ class SeedServer:
                 self._send(Send(stream, encode(Drain("your credential ends: come again with a newer one"))))
             return
         self.live.refused[refuse.reason] += 1
-        words = f"enroll of {identity} refused: {refuse.reason}: {refuse.text}"
+        words = f"enroll of {identity} refused: {refuse.reason}: {why or refuse.text}"
         self.journal.note(logging.WARNING, "enroll.refused", words, identity, stream=stream, reason=refuse.reason)
         if refuse.reason in EXPELS:
             self._expel(identity, refuse)
@@ -286,7 +290,7 @@ class SeedServer:
             self._send(Send(stream, encode(refuse)))
 
     async def _admit(self, stream: int, identity: Identity, enroll: Enroll) -> Refuse | None:
-        """None: the client is in and its peer stands on the device, or its stream has gone meanwhile."""
+        """None: the client is in and its peer stands on the device, or its stream has gone meanwhile. Raises StoreError."""
         own_keys, policy = self._own_keys(), self.charter.policy
         _, up = self.live.streams.get(stream, (None, None))
         if refuse := self.warden.judge(up, identity, enroll, time.monotonic()):
@@ -297,8 +301,6 @@ class SeedServer:
             addresses = await self._allocate(identity)
         except PoolExhausted as exc:
             return Refuse("pool-exhausted", str(exc), retry_after_s=30.0)
-        except StoreError as exc:
-            return Refuse("store", str(exc), retry_after_s=5.0)
         if stream not in self.live.streams:
             return None
         if refuse := precheck(self.registry, policy, own_keys, identity, enroll):
@@ -312,8 +314,6 @@ class SeedServer:
             if once is not None:
                 await remember(self._once, self.registry.clients.values())
             await asyncio.wait_for(self.engine.settled(), PEER_IN_PLACE_S)
-        except StoreError as exc:
-            return Refuse("store", str(exc), retry_after_s=5.0)
         except TimeoutError:
             error = self.live.last_pass.error if self.live.last_pass else None
             return Refuse("not-ready", f"the server's device is not ready: {error or 'busy'}", retry_after_s=1.0)

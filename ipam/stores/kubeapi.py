@@ -30,6 +30,8 @@ WATCH_S = 240
 
 LABEL = "rhizome/ledger"
 _KEY = "shard.json"
+#: RBAC's words for requests; GET is `get` or `list`.
+_VERBS = {"POST": "create", "PUT": "update", "WATCH": "watch", "DELETE": "delete"}
 _METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
 
 
@@ -112,7 +114,7 @@ class ConfigMaps:
         }
         async with self._answer("GET", self._path, query, None, _METADATA.format(""), WATCH_S + TIMEOUT_S) as answer:
             if answer.status != 410:
-                self._check(answer.status, await self._peek(answer), "GET", self._path)
+                self._check(answer.status, await self._peek(answer), "WATCH", self._path)
                 await answer.response.content.readline()
 
     async def _peek(self, answer: Any) -> bytes:
@@ -163,7 +165,9 @@ class ConfigMaps:
             finally:
                 answer.response.close() if "watch" in (query or {}) else answer.response.release()
         except TimeoutError as exc:
-            raise StoreError(f"the Kubernetes API did not answer {method} {path} within {timeout_s:.0f} s") from exc
+            raise StoreError(
+                f"the Kubernetes API did not answer {method} {path} within {timeout_s:.0f} s; is it up, and may we reach it (NetworkPolicy)?"
+            ) from exc
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             raise StoreError(
                 f"{method} {path}: no usable answer of the Kubernetes API: {exc or type(exc).__name__}"
@@ -178,8 +182,20 @@ class ConfigMaps:
         if status == 410:
             raise Gone(said)
         if status in (401, 403):
-            raise Forbidden(f"{method} {path}: {said}; see examples/ipam-rbac.yaml for what is needed")
+            raise Forbidden(f"{method} {path}: {said}; {self._advice(status, said, method, path)}")
         raise StoreError(f"{method} {path}: the Kubernetes API says: {said}")
+
+    def _advice(self, status: int, said: str, method: str, path: str) -> str:
+        """What to do about a refusal."""
+        if status == 401:
+            return "our token or certificate is not accepted: is the account still there, and is this its own cluster?"
+        verb = _VERBS.get(method) or ("list" if path == self._path else "get")
+        if f"cannot {verb} " not in said:
+            return "this is not RBAC's no, but that of a quota, of an admission rule, or of a namespace that ends"
+        return (
+            f"the ledger {self._ledger} needs `{verb}` of ConfigMaps in namespace {self._namespace}: add it to this account's Role "
+            f"({self._ledger}, where the seed server's chart made it), as examples/ipam-rbac.yaml has it"
+        )
 
 
 def _message(content: bytes) -> str:
@@ -205,7 +221,9 @@ async def connected(namespace: str, ledger: str) -> AsyncIterator[ConfigMaps]:
         else:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     except (ConfigException, OSError) as exc:
-        raise StoreError(f"there is neither a usable kubeconfig nor a service account here: {exc}") from exc
+        raise StoreError(
+            f"there is neither a usable kubeconfig nor a service account here: {exc}; mount the account's token or set KUBECONFIG"
+        ) from exc
     settings.retries = None
     async with client.ApiClient(settings) as api:
         yield ConfigMaps(api, namespace, ledger)

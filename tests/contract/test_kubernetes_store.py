@@ -452,7 +452,36 @@ async def test_without_any_way_to_an_api_server(tmp_path: Path, monkeypatch: pyt
             pass
 
 
-async def test_what_rbac_forbids_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+FORBIDDEN = 'configmaps "x" is forbidden: User "system:serviceaccount:a:b" cannot {} resource "configmaps"'
+
+
+@pytest.mark.parametrize(
+    ("method", "item", "verb"),
+    [
+        ("GET", "", "list"),
+        ("GET", "/x-1", "get"),
+        ("WATCH", "", "watch"),
+        ("POST", "", "create"),
+        ("PUT", "/x-1", "update"),
+    ],
+)
+async def test_what_rbac_forbids_is_told_with_verb_role_and_remedy(
+    world: World, method: str, item: str, verb: str
+) -> None:
     maps = world.maps()
-    with pytest.raises(Forbidden, match=r"examples/ipam-rbac\.yaml"):
-        maps._check(403, b'{"message": "configmaps is forbidden"}', "GET", "/x")
+    said = json.dumps({"message": FORBIDDEN.format(verb)}).encode()
+    words = rf"`{verb}` of ConfigMaps in namespace garden: add it to this account's Role \(ledger, .*examples/ipam-rbac\.yaml"
+    with pytest.raises(Forbidden, match=words):
+        maps._check(403, said, method, maps._path + item)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "words"),
+    [
+        (401, "Unauthorized", "token or certificate is not accepted"),
+        (403, "exceeded quota: small, requested: count/configmaps=1", "not RBAC's no, but that of a quota"),
+    ],
+)
+async def test_another_no_is_not_blamed_on_rbac(world: World, status: int, said: str, words: str) -> None:
+    with pytest.raises(Forbidden, match=f"{said}.*{words}"):
+        world.maps()._check(status, json.dumps({"message": said}).encode(), "POST", "/x")

@@ -219,7 +219,7 @@ async def test_the_ledger(without: str, plane: ControlPlane, tmp_path: Path, mon
         failed["follow"] = words
     assert failed.keys() == LOST[without]
     for words in failed.values():
-        assert f"cannot {without} resource" in words and "see examples/ipam-rbac.yaml for what is needed" in words
+        assert f"cannot {without} resource" in words and "as examples/ipam-rbac.yaml has it" in words
 
 
 # The ledger of a seed server, with what its chart grants
@@ -297,8 +297,10 @@ async def test_the_seed_servers_ledger(
     failed = await life(known, fresh, lambda: touch(plane, CP, known))
     plane.kubectl("delete", "role", "--namespace", CP, known, fresh)
     assert failed.keys() == SEED_LOST[without]
-    for words in failed.values():
+    for feature, words in failed.items():
         assert f"cannot {without} resource" in words
+        assert f"`{without}` of ConfigMaps in namespace {CP}: add it to this account's Role" in words
+        assert f"({fresh if feature == 'begin' else known}, where the seed server's chart made it)" in words
 
 
 async def test_a_seed_server_changes_no_ledger_but_its_own(

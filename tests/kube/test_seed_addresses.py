@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -22,6 +23,7 @@ from lab.processes import wait_until
 pytestmark = pytest.mark.kube
 
 NAMESPACE, LEDGER = "shoot--garden--a", "tunnels"
+ACCOUNT = f"system:serviceaccount:{NAMESPACE}:vpn-{SEED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def scene() -> Iterator[Scene]:
         config = tomllib.loads(only(found, "ConfigMap")["data"]["config.toml"])
         server = lab.seed_server(ipam_configmaps=config["ipam_configmaps"])
         *clients, new = (lab.shoot_client(index) for index in (1, 2, 3))
-        environment = as_pod(plane, server.machine.directory / "run", NAMESPACE, parts[0]["metadata"]["name"])
+        environment = as_pod(plane, server.machine.directory / "run", NAMESPACE, f"vpn-{SEED}")
         yield Scene(plane, server, clients, new, environment)
 
 
@@ -109,3 +111,44 @@ def test_a_server_that_starts_before_the_api_server_waits_for_it(scene: Scene) -
     for client in scene.clients:
         client.wait_ready(60)
     assert given(scene.server).items() <= before.items()
+
+
+@contextmanager
+def without(scene: Scene, verb: str) -> Iterator[str]:
+    """The account's Role without a verb. What the server has to say about it."""
+    role = ("role", LEDGER, "--namespace", NAMESPACE)
+    rules = json.loads(scene.plane.kubectl("get", *role, "--output=json"))["rules"]
+
+    def grant(allowed: Callable[[str], bool]) -> None:
+        changed = [rule | {"verbs": [v for v in rule["verbs"] if allowed(v)]} for rule in rules]
+        scene.plane.kubectl("patch", *role, "--type=merge", "--patch", json.dumps({"rules": changed}))
+        what = "configmaps" if verb == "list" else f"configmaps/{LEDGER}-0"
+        ask = ("auth", "can-i", verb, what, "--namespace", NAMESPACE, f"--as={ACCOUNT}")
+        answer = "yes" if allowed(verb) else "no"
+        wait_until(lambda: answer in scene.plane.kubectl(*ask, check=False).split(), f"{verb}: {answer}", 30)
+
+    grant(lambda v: v != verb)
+    try:
+        yield f"`{verb}` of ConfigMaps in namespace {NAMESPACE}: add it to this account's Role ({LEDGER}, where"
+    finally:
+        grant(lambda _: True)
+
+
+def test_a_right_that_is_missing_is_told_to_the_seed_alone(scene: Scene) -> None:
+    """Verb, Role and remedy are in the server's log; the shoot, which may be hostile, learns none of the seed's names."""
+    go([scene.new])
+    with without(scene, "update") as words:
+        scene.new.start()
+        wait_until(lambda: words in scene.server.log(), "the server saying what is missing", 30)
+        heard = str(scene.new.status())
+        assert "cannot keep an address for you" in heard
+        assert "configmaps" not in heard + scene.new.log() and ACCOUNT not in heard + scene.new.log()
+    scene.new.wait_ready(60)
+
+
+def test_a_server_that_may_not_read_its_ledger_ends_and_says_so(scene: Scene) -> None:
+    go([scene.server])
+    with without(scene, "list") as words:
+        scene.start_server()
+        assert scene.server.process.wait() == 1
+        assert words in scene.server.log()

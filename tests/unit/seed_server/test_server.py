@@ -183,7 +183,9 @@ async def test_a_refused_enroll_says_why_and_leaves_no_peer(rig: Rig) -> None:
     assert not rig.wg.devices["rz-seed"].peers
 
 
-async def test_an_exhausted_pool_and_a_broken_store_are_told_and_others_keep_theirs(rig: Rig) -> None:
+async def test_an_exhausted_pool_and_a_broken_store_are_told_and_others_keep_theirs(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     await rig.joined(1, "n1")
     for failure, reason in (
         (PoolExhausted("no free address in 192.168.128.0/17"), "pool-exhausted"),
@@ -195,6 +197,7 @@ async def test_an_exhausted_pool_and_a_broken_store_are_told_and_others_keep_the
         (refuse,) = await rig.answers(2)
         assert isinstance(refuse, Refuse) and refuse.reason == reason and refuse.retry_after_s is not None
         rig.sent.clear()
+    assert "disk full" in caplog.text and "disk full" not in refuse.text, "the shoot learns nothing of the seed's store"
     assert "n1" in rig.allowed() and "n2" not in rig.allowed()
 
 
