@@ -112,7 +112,7 @@ def configure(
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # asyncio says "Using selector" at DEBUG, libraries have their own idea of what is interesting.
-    for name in ("asyncio", "aiohttp", "pyroute2", "kubernetes"):
+    for name in ("asyncio", "aiohttp", "pyroute2", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
     return handler

@@ -64,7 +64,7 @@ async def _stores(kind: str, count: int) -> AsyncIterator[list[Store]]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rhizome-bench-ipam-"))
             yield [FileStore(Path(folder, "ledger")) for _ in range(count)]
         else:
-            from kubernetes.aio import client
+            import httpx2
 
             from ipam.stores.kubeapi import ConfigMaps
             from ipam.stores.kubernetes import KubernetesStore
@@ -73,9 +73,7 @@ async def _stores(kind: str, count: int) -> AsyncIterator[list[Store]]:
             server = ApiServer()
             url = await server.start()
             stack.push_async_callback(server.stop)
-            apis = [
-                await stack.enter_async_context(client.ApiClient(client.Configuration(host=url))) for _ in range(count)
-            ]
+            apis = [await stack.enter_async_context(httpx2.AsyncClient(base_url=url)) for _ in range(count)]
             yield [KubernetesStore(ConfigMaps(api, "garden", "bench"), "bench") for api in apis]
 
 

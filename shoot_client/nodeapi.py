@@ -1,4 +1,4 @@
-"""Follows this node's own Node object in the shoot's API server. The only module of the client that loads `kubernetes`.
+"""Follows this node's own Node object in the shoot's API server. With agent.kubeaccess, which it loads late.
 
 The library is synchronous, so it runs in a thread of its own; what it finds is handed to the event loop. While the API server
 is away or refuses, what was known stays, one line in the log says why, and it is asked again, ever more slowly. It takes
@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -51,32 +51,23 @@ class NodeApiError(RemoteError):
 
 
 class NodeApi:
-    """The API server, as far as one Node is concerned. Every method may wait, and is called in a thread.
-
-    Of the library only credentials and connections are used: its models of all Kubernetes objects would take 20 MiB.
-    """
+    """The API server, as far as one Node is concerned. Every method may wait, and is called in a thread."""
 
     def __init__(self, name: str, kubeconfig: Path | None) -> None:
         """Raises Unsupported without the library, ConfigError without usable credentials."""
         self.name = name
         try:
-            from kubernetes import client, config
-            from urllib3.exceptions import HTTPError
+            from agent.kubeaccess import TROUBLE, connection
         except ImportError as exc:
             raise Unsupported(
-                "node_object needs the Python package kubernetes: pip install 'rhizome[kubernetes]'"
+                "node_object needs the Python package lightkube: pip install 'rhizome[kubernetes]'"
             ) from exc
-        self._configuration = client.Configuration()
         try:
-            if kubeconfig is not None:
-                config.load_kube_config(str(kubeconfig), client_configuration=self._configuration, persist_config=False)  # type: ignore[no-untyped-call]
-            else:
-                config.load_incluster_config(client_configuration=self._configuration)  # type: ignore[no-untyped-call]
-        except (config.ConfigException, OSError, ValueError) as exc:
+            self._api = connection(kubeconfig)
+        except ConfigError as exc:
             where = f"kubeconfig {kubeconfig}" if kubeconfig is not None else "the service account of this pod"
             raise ConfigError(f"node_object: {where}: {exc}") from exc
-        self._trouble = (HTTPError, OSError, ValueError)
-        self._connections = client.ApiClient(self._configuration).rest_client.pool_manager
+        self._trouble = TROUBLE
         self._watching: Any = None
         self._interrupted = False
 
@@ -84,7 +75,7 @@ class NodeApi:
         """The object as it is. Raises NodeApiError."""
         try:
             with closing(self._ask(f"/api/v1/nodes/{quote(self.name)}", {}, CONNECT_TIMEOUT_S)) as response:
-                return _object(response.read(OBJECT_MAX_BYTES))
+                return _object(_whole(response))
         except self._trouble as exc:
             raise NodeApiError(f"the API server cannot be reached: {_cause(exc)}") from exc
 
@@ -118,25 +109,28 @@ class NodeApi:
         self._interrupted = True
         if (response := self._watching) is not None:
             # Below TLS and by a handle of our own: it wakes the reader, who then closes what is his.
-            with suppress(OSError), socket.socket(fileno=os.dup(response.fileno())) as handle:
+            with suppress(OSError), socket.socket(fileno=os.dup(_fileno(response))) as handle:
                 handle.shutdown(socket.SHUT_RDWR)
 
-    def _ask(self, path: str, query: dict[str, str], silence_max_s: float) -> Any:
-        from urllib3 import Timeout
+    def close(self) -> None:
+        """Its connections; nothing can be asked afterwards."""
+        self._api.close()
 
-        logins: Iterable[Any] = self._configuration.auth_settings().values()  # renews a service account's token
-        response = self._connections.request(
-            "GET",
-            self._configuration.host + path,
-            fields=query,
-            headers={login["key"]: login["value"] for login in logins if login["in"] == "header"},
-            preload_content=False,
-            retries=False,
-            timeout=Timeout(connect=CONNECT_TIMEOUT_S, read=silence_max_s),
+    def _ask(self, path: str, query: dict[str, str], silence_max_s: float) -> Any:
+        # Nothing packed: a few bytes of a hostile server could unpack to more than the memory.
+        limits = {
+            "connect": CONNECT_TIMEOUT_S,
+            "write": CONNECT_TIMEOUT_S,
+            "pool": CONNECT_TIMEOUT_S,
+            "read": silence_max_s,
+        }
+        request = self._api.build_request(
+            "GET", path, params=query, headers={"Accept-Encoding": "identity"}, extensions={"timeout": limits}
         )
-        if response.status != 200:
+        response = self._api.send(request, stream=True)
+        if response.status_code != 200:
             response.close()
-            raise self._refused(response.status)
+            raise self._refused(response.status_code)
         return response
 
     def _refused(self, status: Any) -> NodeApiError:
@@ -153,21 +147,30 @@ def _object(data: bytes) -> dict[str, Any]:
     return value
 
 
+def _whole(response: Any) -> bytes:
+    data = b""
+    for chunk in response.iter_raw():
+        data += chunk
+        if len(data) > OBJECT_MAX_BYTES:
+            raise ValueError("an object that is too long")
+    return data
+
+
 def _lines(response: Any) -> Iterator[bytes]:
     pending = b""
-    for chunk in response.stream(amt=None, decode_content=True):
+    for chunk in response.iter_raw():
         *lines, pending = (pending + chunk).split(b"\n")
         if len(pending) > OBJECT_MAX_BYTES:
             raise ValueError("a line without an end")
         yield from (line for line in lines if line.strip())
 
 
+def _fileno(response: Any) -> int:
+    return int(response.extensions["network_stream"].get_extra_info("socket").fileno())
+
+
 def _cause(exc: BaseException) -> str:
-    """The innermost of urllib3's nested errors, which says what really happened."""
-    reason = getattr(exc, "reason", None)
-    while isinstance(reason, BaseException) and getattr(reason, "reason", None) not in (None, reason):
-        reason = reason.reason  # type: ignore[attr-defined]
-    return str(reason or exc) or type(exc).__name__
+    return str(exc) or type(exc).__name__
 
 
 class NodeFollower:
@@ -191,6 +194,8 @@ class NodeFollower:
                 self._follow(loop)
             except BaseException as exc:
                 outcome = exc
+            finally:
+                self._api.close()
             with suppress(RuntimeError):  # the loop has ended, and with it whoever wants to know
                 loop.call_soon_threadsafe(_settle, ended, outcome)
 

@@ -13,10 +13,10 @@ from ipam.stores import Store
 async def in_configmaps(namespace: str, name: str) -> AsyncIterator[Store]:
     """The ledger `name` in this namespace, by kubeconfig or as the pod that we are. Raises Unsupported without the library, StoreError."""
     try:
-        from ipam.stores.kubernetes import connect  # 45 MiB of memory, only when it is used
+        from ipam.stores.kubernetes import connect  # 10 MiB of memory, only when it is used
     except ImportError as exc:
         raise Unsupported(
-            "a ledger in ConfigMaps needs the Python package kubernetes: pip install 'rhizome[kubernetes]'"
+            "a ledger in ConfigMaps needs the Python package lightkube: pip install 'rhizome[kubernetes]'"
         ) from exc
     async with connect(namespace, name) as store:
         yield store

@@ -1,7 +1,7 @@
-"""The border to the Kubernetes API: ConfigMaps of one ledger, by the asyncio client of the `kubernetes` library.
+"""The border to the Kubernetes API: ConfigMaps of one ledger, over the connections of agent.kubeaccess.
 
-Its models and retries are not used: a list answers with metadata alone where that is enough, and a write is sent once by us. (The
-HTTP library below may send it twice when a connection breaks; so a 409 never proves that nothing was written.)
+A list answers with metadata alone where that is enough, and a write is sent once by us. (What is between us and the API server may send it
+twice when a connection breaks; so a 409 never proves that nothing was written.)
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-from kubernetes.aio import client, config
-from kubernetes.aio.config import ConfigException
+import httpx2
 
-from agent.errors import Conflict, Retry, StoreError
+from agent.errors import ConfigError, Conflict, Retry, StoreError
+from agent.kubeaccess import TROUBLE, async_connection
 
 TIMEOUT_S = 15.0
 #: How often a request is sent again that the API server did not take (429), and how long it may make us wait.
@@ -66,7 +65,7 @@ class Object:
 class ConfigMaps:
     """The ConfigMaps of one ledger in one namespace."""
 
-    def __init__(self, api: client.ApiClient, namespace: str, ledger: str) -> None:
+    def __init__(self, api: httpx2.AsyncClient, namespace: str, ledger: str) -> None:
         self._api = api
         self._path = f"/api/v1/namespaces/{namespace}/configmaps"
         self._namespace = namespace
@@ -113,12 +112,10 @@ class ConfigMaps:
             "timeoutSeconds": str(WATCH_S),
         }
         async with self._answer("GET", self._path, query, None, _METADATA.format(""), WATCH_S + TIMEOUT_S) as answer:
-            if answer.status != 410:
-                self._check(answer.status, await self._peek(answer), "WATCH", self._path)
-                await answer.response.content.readline()
-
-    async def _peek(self, answer: Any) -> bytes:
-        return b"" if answer.status == 200 else await answer.read()
+            if answer.status_code == 200:
+                await anext(answer.aiter_bytes(), b"")
+            elif answer.status_code != 410:
+                self._check(answer.status_code, await answer.aread(), "WATCH", self._path)
 
     def _body(self, name: str, text: str, meta: dict[str, str]) -> dict[str, Any]:
         labels = {LABEL: self._ledger, "app.kubernetes.io/managed-by": "rhizome-ipam"}
@@ -135,9 +132,9 @@ class ConfigMaps:
     ) -> dict[str, Any]:
         for attempt in range(BUSY_TRIES):
             async with self._answer(method, path, query, body, accept, TIMEOUT_S) as answer:
-                content = await answer.read()
-                if answer.status != 429 or attempt == BUSY_TRIES - 1:
-                    self._check(answer.status, content, method, path)
+                content = await answer.aread()
+                if answer.status_code != 429 or attempt == BUSY_TRIES - 1:
+                    self._check(answer.status_code, content, method, path)
                     parsed: dict[str, Any] = json.loads(content)
                     return parsed
                 wait = answer.headers.get("Retry-After", "1")
@@ -153,22 +150,21 @@ class ConfigMaps:
         body: dict[str, Any] | None,
         accept: str,
         timeout_s: float,
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncIterator[httpx2.Response]:
         """Raises StoreError; what was sent may have happened."""
+        request = self._api.build_request(method, path, params=query, json=body, headers={"Accept": accept})
         try:
-            made = await self._api.param_serialize(
-                method, path, {}, dict(query or {}), {"Accept": accept}, body, auth_settings=["BearerToken"]
-            )
-            answer = await self._api.call_api(*made, _request_timeout=timeout_s)
-            try:
-                yield answer
-            finally:
-                answer.response.close() if "watch" in (query or {}) else answer.response.release()
+            async with asyncio.timeout(timeout_s):
+                answer = await self._api.send(request, stream=True)
+                try:
+                    yield answer
+                finally:
+                    await answer.aclose()
         except TimeoutError as exc:
             raise StoreError(
                 f"the Kubernetes API did not answer {method} {path} within {timeout_s:.0f} s; is it up, and may we reach it (NetworkPolicy)?"
             ) from exc
-        except (aiohttp.ClientError, OSError, ValueError) as exc:
+        except TROUBLE as exc:
             raise StoreError(
                 f"{method} {path}: no usable answer of the Kubernetes API: {exc or type(exc).__name__}"
             ) from exc
@@ -205,25 +201,23 @@ def _message(content: bytes) -> str:
         return content[:200].decode(errors="replace")
 
 
-def _kubeconfig_is_there() -> bool:
-    """The library warns of a missing one, even where a pod's own account is meant."""
+def _kubeconfig() -> Path | None:
+    """The one that is there, if any. Raises StoreError for several: they are not merged."""
     names = os.environ.get("KUBECONFIG") or "~/.kube/config"
-    return any(name and Path(name).expanduser().exists() for name in names.split(os.pathsep))
+    found = [path for name in names.split(os.pathsep) if name and (path := Path(name).expanduser()).exists()]
+    if len(found) > 1:
+        raise StoreError(f"KUBECONFIG names several files, {names}: name the one to use")
+    return found[0] if found else None
 
 
 @asynccontextmanager
 async def connected(namespace: str, ledger: str) -> AsyncIterator[ConfigMaps]:
     """By KUBECONFIG or ~/.kube/config, else as the pod that we are. Raises StoreError."""
-    settings = client.Configuration()
     try:
-        if _kubeconfig_is_there():
-            await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-        else:
-            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-    except (ConfigException, OSError) as exc:
+        api = async_connection(_kubeconfig())
+    except ConfigError as exc:
         raise StoreError(
             f"there is neither a usable kubeconfig nor a service account here: {exc}; mount the account's token or set KUBECONFIG"
         ) from exc
-    settings.retries = None
-    async with client.ApiClient(settings) as api:
+    async with api:
         yield ConfigMaps(api, namespace, ledger)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -48,6 +48,19 @@ PARALLEL = 8
 SNAPSHOTS = 8
 #: How long `changed` waits where it has no version to watch from.
 POLL_S = 1.0
+
+
+async def _each(work: Callable[[int], Awaitable[object]], shards: Iterable[int]) -> list[BaseException]:
+    """Do it for each of them, some at a time, and say what went wrong. All is done also when some of it fails: nothing may be at
+    work when its connections are closed."""
+    limit = asyncio.Semaphore(PARALLEL)
+
+    async def one(n: int) -> None:
+        async with limit:
+            await work(n)
+
+    results = await asyncio.gather(*map(one, shards), return_exceptions=True)
+    return [result for result in results if isinstance(result, BaseException)]
 
 
 class UnusableShards(StoreError):
@@ -157,14 +170,11 @@ class KubernetesStore:
                     f"{self._object(n)} would have {len(text):,} bytes and {SHARD_BYTES_MAX:,} is the most: begin a ledger "
                     "with more shards"
                 )
-        limit = asyncio.Semaphore(PARALLEL)
 
         async def replace_one(n: int) -> None:
-            async with limit:
-                pieces[n] = _Piece(new[n], await self._maps.replace(pieces[n].object, texts[n]))
+            pieces[n] = _Piece(new[n], await self._maps.replace(pieces[n].object, texts[n]))
 
-        results = await asyncio.gather(*(replace_one(n) for n in new), return_exceptions=True)
-        errors = [result for result in results if isinstance(result, BaseException)]
+        errors = await _each(replace_one, new)
         errors.sort(key=lambda error: isinstance(error, Conflict))
         if errors:
             raise errors[0]
@@ -211,7 +221,12 @@ class KubernetesStore:
                 raise UnusableShards(f"ConfigMap {self._object(missing[0])} is gone; nothing is granted. Put it back")
             known = self._pieces
             new = [n for n, item in objects.items() if n not in known or known[n].object.version != item.version]
-            await asyncio.gather(*(self._fetch(n, objects[n]) for n in new))
+
+            async def fetch(n: int, seen: Mapping[int, Object] = objects) -> None:
+                await self._fetch(n, seen[n])
+
+            if errors := await _each(fetch, new):
+                raise errors[0]
             if all(self._pieces[n].object.version == item.version for n, item in objects.items()):
                 return self._remember(collection)
         raise Conflict(f"the ledger {self._name} changes faster than it can be read; try again later")
@@ -275,16 +290,8 @@ class KubernetesStore:
                 made[n] = _Piece(shard, item)
 
         for some in (range(1, self._count), range(1)):
-            limit = asyncio.Semaphore(PARALLEL)
-
-            async def one(n: int, limit: asyncio.Semaphore = limit) -> None:
-                async with limit:
-                    await make(n)
-
-            results = await asyncio.gather(*(one(n) for n in some), return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
+            if errors := await _each(make, some):
+                raise errors[0]
         return made
 
     def _object(self, n: int) -> str:

@@ -9,8 +9,9 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kubernetes.aio import client, config
+import httpx2
 
+from agent.kubeaccess import async_connection
 from ipam.model import UNCONFIRMED, Owner, Policy, Pool
 from ipam.service import AddressBook
 from ipam.stores.kubeapi import ConfigMaps
@@ -22,6 +23,8 @@ RIGHTS = Path(__file__).parents[2] / "examples" / "ipam-rbac.yaml"
 NAMESPACE = ACCOUNT = "rhizome-ipam"
 POLICY = Policy((Pool.tunnel(IPv4Network("10.0.0.0/20")), Pool.tunnel(IPv6Network("fd00::/96"))))
 SHARDS = 8
+#: Of a pod's account, below its /run.
+TOKEN = Path("secrets/kubernetes.io/serviceaccount/token")
 
 
 def owner(name: str) -> Owner:
@@ -41,10 +44,11 @@ def kubeconfig(plane: ControlPlane, path: Path, url: str) -> Path:
 
 def as_pod(plane: ControlPlane, run: Path, namespace: str, account: str) -> dict[str, str]:
     """Put the account's files where a pod with this /run has them (/var/run is a link to it). The environment that goes with them."""
-    place = run / "secrets" / "kubernetes.io" / "serviceaccount"
+    place = (run / TOKEN).parent
     place.mkdir(parents=True)
-    (place / "token").touch(mode=0o600)
-    (place / "token").write_text(plane.kubectl("create", "token", account, "-n", namespace).strip())
+    (run / TOKEN).touch(mode=0o600)
+    (run / TOKEN).write_text(plane.kubectl("create", "token", account, "-n", namespace).strip())
+    (place / "namespace").write_text(namespace)
     (place / "ca.crt").write_bytes(plane.ca.certificate.read_bytes())
     at = urlsplit(plane.url)
     host, port = str(at.hostname), str(at.port)
@@ -110,7 +114,7 @@ class LedgerLab:
         self.plane, self.name = plane, name
         self.way = Way(plane.url)
         self.kubeconfig = directory / "kubeconfig"
-        self.clients: list[client.ApiClient] = []
+        self.clients: list[httpx2.AsyncClient] = []
 
     async def start(self) -> None:
         await self.way.start()
@@ -118,14 +122,11 @@ class LedgerLab:
 
     async def stop(self) -> None:
         for each in self.clients:
-            await each.close()  # type: ignore[no-untyped-call]
+            await each.aclose()
         await self.way.stop()
 
     async def maps(self) -> ConfigMaps:
-        settings = client.Configuration()
-        await config.load_kube_config(str(self.kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
-        settings.retries = None
-        self.clients.append(client.ApiClient(settings))
+        self.clients.append(async_connection(self.kubeconfig))
         return ConfigMaps(self.clients[-1], NAMESPACE, self.name)
 
     async def store(self) -> KubernetesStore:

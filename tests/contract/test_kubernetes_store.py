@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+import httpx2
 import pytest
-from kubernetes.aio import client
 
 import ipam.stores.kubeapi
 import ipam.stores.kubernetes as module
@@ -41,15 +41,13 @@ class World:
     def __init__(self) -> None:
         self.server = ApiServer()
         self.url = ""
-        self.clients: list[client.ApiClient] = []
+        self.clients: list[httpx2.AsyncClient] = []
 
     def store(self, count: int = COUNT) -> KubernetesStore:
         return KubernetesStore(self.maps(), "ledger", count)
 
     def maps(self) -> ConfigMaps:
-        settings = client.Configuration(host=self.url)
-        settings.retries = None
-        self.clients.append(client.ApiClient(settings))
+        self.clients.append(httpx2.AsyncClient(base_url=self.url))
         return ConfigMaps(self.clients[-1], "garden", "ledger")
 
     def book(self, attempts: int = 100) -> AddressBook:
@@ -68,7 +66,7 @@ async def world() -> AsyncIterator[World]:
         yield world
     finally:
         for each in world.clients:
-            await each.close()
+            await each.aclose()
         await world.server.stop()
         await asyncio.sleep(0)
 
@@ -450,6 +448,19 @@ async def test_without_any_way_to_an_api_server(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(StoreError, match="neither a usable kubeconfig nor a service account"):
         async with connect("garden", "ledger"):
             pass
+
+
+async def test_when_a_read_fails_nothing_of_it_is_at_work_any_more(world: World) -> None:
+    """Its connections may be closed at once."""
+    store, book = world.store(), world.book()
+    await book.ensure(owner("a"), 0.0)
+    await store.read()
+    for n in range(8):
+        await book.ensure(owner(f"b{n}"), 0.0)
+    world.server.faults = lambda _method, path: Fault.INTERNAL if path[-1].isdigit() else Fault.NONE
+    with pytest.raises(StoreError):
+        await store.read()
+    assert not [task for task in asyncio.all_tasks() if "ipam/stores" in repr(task)]
 
 
 FORBIDDEN = 'configmaps "x" is forbidden: User "system:serviceaccount:a:b" cannot {} resource "configmaps"'

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+import httpx2
 import pytest
-from kubernetes.aio import client
 
 from agent.errors import Conflict
 from ipam.allocate import allocate, release
@@ -35,8 +35,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield MemoryStore() if request.param == "memory" else FileStore(tmp_path / "ledger")
         return
     server = ApiServer()
-    settings = client.Configuration(host=await server.start())
-    async with client.ApiClient(settings) as api:
+    async with httpx2.AsyncClient(base_url=await server.start()) as api:
         yield KubernetesStore(ConfigMaps(api, "garden", "ledger"), "ledger", 4)
     await server.stop()
 

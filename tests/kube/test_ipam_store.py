@@ -221,7 +221,6 @@ async def test_by_kubeconfig_and_by_command(
     cluster: LedgerLab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(cluster.kubeconfig))
     async with connect(NAMESPACE, cluster.name, SHARDS) as store:
         await AddressBook(store, POLICY).ensure(owner("a"), 0.0)
     flags = ["--store", f"kubernetes:{NAMESPACE}/{cluster.name}", "--network", "10.0.0.0/20", "-o", "json"]

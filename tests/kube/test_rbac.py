@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,6 @@ def log_in(plane: ControlPlane, directory: Path, account: str, namespace: str, m
     """Whoever asks from this process, asks as this service account."""
     path = kubeconfig(plane, directory, account, namespace)
     monkeypatch.setenv("KUBECONFIG", str(path))
-    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
 
 
 def restrict(plane: ControlPlane, role: dict[str, Any], without: str, account: str) -> None:
@@ -150,11 +150,12 @@ async def test_a_named_node_and_no_other(plane: ControlPlane, rendered: list[dic
     account = only(rendered, "ServiceAccount")["metadata"]["name"]
     restrict(plane, only(rendered, "ClusterRole"), "", f"shoot--garden--a:{account}")
     path = kubeconfig(plane, tmp_path, account, "shoot--garden--a")
-    assert NodeApi("node-1", path).get()["metadata"]["name"] == "node-1"
-    with pytest.raises(NodeApiError, match="refuses Node 'node-2': this is not allowed"):
-        NodeApi("node-2", path).get()
-    with pytest.raises(NodeApiError, match="this is not allowed"):
-        next(NodeApi("node-2", path).watch("0"))
+    with closing(NodeApi("node-1", path)) as own, closing(NodeApi("node-2", path)) as other:
+        assert own.get()["metadata"]["name"] == "node-1"
+        with pytest.raises(NodeApiError, match="refuses Node 'node-2': this is not allowed"):
+            other.get()
+        with pytest.raises(NodeApiError, match="this is not allowed"):
+            next(other.watch("0"))
 
 
 # The ledger

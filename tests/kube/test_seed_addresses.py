@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from lab import addresses
 from lab.daemons import Daemon, node_name
 from lab.helm import EXAMPLES, SEED, objects, only, text
 from lab.ipam.replaced import come, given, go, used
-from lab.kube.ledger import as_pod
+from lab.kube.ledger import TOKEN, as_pod
 from lab.kube.plane import ControlPlane
 from lab.lab import Lab
 from lab.processes import wait_until
@@ -36,6 +37,7 @@ class Scene:
     clients: list[Daemon]
     new: Daemon
     environment: dict[str, str]
+    token: Path
 
     def start_server(self) -> None:
         self.server.start(env=self.environment)
@@ -63,7 +65,8 @@ def scene() -> Iterator[Scene]:
         server = lab.seed_server(ipam_configmaps=config["ipam_configmaps"])
         *clients, new = (lab.shoot_client(index) for index in (1, 2, 3))
         environment = as_pod(plane, server.machine.directory / "run", NAMESPACE, f"vpn-{SEED}")
-        yield Scene(plane, server, clients, new, environment)
+        token = server.machine.directory / "run" / TOKEN
+        yield Scene(plane, server, clients, new, environment, token)
 
 
 def test_a_new_seed_server_gives_every_client_the_address_it_had(scene: Scene) -> None:
@@ -144,6 +147,30 @@ def test_a_right_that_is_missing_is_told_to_the_seed_alone(scene: Scene) -> None
         assert "cannot keep an address for you" in heard
         assert "configmaps" not in heard + scene.new.log() and ACCOUNT not in heard + scene.new.log()
     scene.new.wait_ready(60)
+
+
+def test_a_renewed_token_is_read(scene: Scene) -> None:
+    """The kubelet puts a new one in place of each that ends. Here the old one is good for nothing, as its account was made anew."""
+    account = ("serviceaccount", f"vpn-{SEED}", "--namespace", NAMESPACE)
+    old = scene.token.read_text()
+    scene.plane.kubectl("delete", *account)
+    scene.plane.kubectl("create", *account)
+    scene.token.write_text(scene.plane.kubectl("create", "token", *account[1:]).strip())
+
+    plane = scene.plane
+    as_before = (
+        "--kubeconfig=/dev/null",
+        f"--server={plane.url}",
+        f"--certificate-authority={plane.ca.certificate}",
+        f"--token={old}",
+    )
+
+    def refused() -> bool:
+        return "Unauthorized" in plane.kubectl("get", "configmaps", *account[2:], *as_before, check=False)
+
+    wait_until(refused, "the old token being refused", 30, every_s=0.5)
+    go([scene.clients[0]])
+    come([scene.clients[0]])
 
 
 def test_a_server_that_may_not_read_its_ledger_ends_and_says_so(scene: Scene) -> None:

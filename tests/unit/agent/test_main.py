@@ -91,7 +91,7 @@ def imported(*modules: str) -> set[str]:
     )
 
 
-HEAVY = {"aiohttp", "cryptography", "pyroute2", "prometheus_client", "kubernetes", "wgconfig"}
+HEAVY = {"aiohttp", "cryptography", "pyroute2", "prometheus_client", "lightkube", "httpx2", "wgconfig"}
 LIGHT = [
     "agent.__main__",
     "agent.cli.flags",

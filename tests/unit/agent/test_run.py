@@ -215,6 +215,6 @@ def test_a_reader_that_goes_away_is_no_bug() -> None:
 
 
 def test_the_scaffold_imports_nothing_heavy() -> None:
-    heavy = "{'aiohttp', 'cryptography', 'pyroute2', 'prometheus_client', 'kubernetes', 'wgconfig'}"
+    heavy = "{'aiohttp', 'cryptography', 'pyroute2', 'prometheus_client', 'lightkube', 'httpx2', 'wgconfig'}"
     code = f"import sys, agent.run; sys.exit(' '.join({heavy} & set(sys.modules)) or None)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,7 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,3 +243,19 @@ def test_credentials_that_are_none_are_told_at_start(tmp_path: Path) -> None:
         NodeApi(NAME, tmp_path / "absent")
     with pytest.raises(ConfigError, match="service account"):
         NodeApi(NAME, None)
+
+
+@pytest.mark.parametrize("read", [nodeapi._whole, lambda response: list(nodeapi._lines(response))])
+def test_a_server_that_never_ends_an_object_fills_no_memory(read: Callable[[Any], object]) -> None:
+    class Endless:
+        sent = 0
+
+        def iter_raw(self) -> Iterator[bytes]:
+            while True:
+                self.sent += 1 << 20
+                yield b"x" * (1 << 20)
+
+    response = Endless()
+    with pytest.raises(ValueError, match=r"too long|without an end"):
+        read(response)
+    assert response.sent <= nodeapi.OBJECT_MAX_BYTES + (1 << 20)

@@ -190,7 +190,16 @@ def test_the_process_is_small_and_its_build_covers_all_of_its_code() -> None:
     code = "import sys, json, agent.carrier.__main__; print(json.dumps({n: m.__file__ for n, m in sys.modules.items() if getattr(m, '__file__', None)}))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     loaded: dict[str, str] = json.loads(done.stdout)
-    heavy = {"aiohttp", "pyroute2", "cryptography", "prometheus_client", "kubernetes", "hashlib", "multiprocessing"}
+    heavy = {
+        "aiohttp",
+        "pyroute2",
+        "cryptography",
+        "prometheus_client",
+        "lightkube",
+        "httpx2",
+        "hashlib",
+        "multiprocessing",
+    }
     assert not heavy & {name.partition(".")[0] for name in loaded}
     ours = {
         Path(file).name

@@ -219,8 +219,8 @@ def test_neither_yaml_nor_kubernetes_is_loaded_for_a_file(place: Path) -> None:
 
     code = (
         "import sys; from ipam.__main__ import main; main(sys.argv[1:]); "
-        "print([m for m in ('yaml', 'kubernetes', 'asyncio.sslproto') if m in sys.modules], file=sys.stderr)"
+        "print([m for m in ('yaml', 'lightkube', 'asyncio.sslproto') if m in sys.modules], file=sys.stderr)"
     )
     words = ["allocate", "--store", "a.log", NODE]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-    assert "'yaml'" not in done.stderr and "'kubernetes'" not in done.stderr
+    assert "'yaml'" not in done.stderr and "'lightkube'" not in done.stderr

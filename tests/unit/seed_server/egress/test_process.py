@@ -159,7 +159,7 @@ def test_the_process_is_small_and_its_build_covers_all_of_its_code() -> None:
     code = "import sys, json, seed_server.egress.__main__; print(json.dumps({n: m.__file__ for n, m in sys.modules.items() if getattr(m, '__file__', None)}))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     loaded: dict[str, Any] = json.loads(done.stdout)
-    heavy = {"aiohttp", "pyroute2", "cryptography", "prometheus_client", "kubernetes", "ipam", "dns"}
+    heavy = {"aiohttp", "pyroute2", "cryptography", "prometheus_client", "lightkube", "httpx2", "ipam", "dns"}
     assert not heavy & {name.partition(".")[0] for name in loaded}
     agent = Path(lines.__file__).parents[2] / "agent"
     covered = {str(path) for name in lines.NEIGHBOURS for path in agent.glob(name)}
