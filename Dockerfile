@@ -1,4 +1,4 @@
-# One image for every role. Build:  docker build -t rhizome .    Its bill of materials: scripts/sbom
+# One image for every role. Build:  docker build -t rhizome .    Its bill of materials: scripts/sbom.py
 #
 # Run a daemon: root inside with one capability, so its files have to be readable without CAP_DAC_OVERRIDE (owned by root).
 # /dev/net/tun is for kernels without WireGuard; /proc/sys is read-only in a container, so forwarding is switched on from here.
