@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.onetime import taken
 from lab import addresses
 from lab.daemons import Daemon, program
 from lab.lab import Lab
@@ -53,7 +54,7 @@ class Site:
         return self.lab.seed.run(words).stdout.strip()
 
     def machine(self, index: int, token: str) -> tuple[Daemon, Path]:
-        """A client that has this token and nothing else, and its file."""
+        """A client without a certificate, and its file, which has this token."""
         directory = self.lab.nodes[index - 1].directory / "credential"
         directory.mkdir()
         (directory / "token").write_text(token + "\n")
@@ -98,7 +99,8 @@ def test_a_machine_enrols_once_and_stays(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab("envoy-sni", nodes=2)
     site = Site(lab)
     token = site.token()
-    client, file = site.machine(1, token)
+    ours = taken(token, bytes(16))  # as the client itself would make it, so that the test knows it
+    client, file = site.machine(1, ours)
     site.server.start()
     client.start()
     client.wait_ready(60)
@@ -116,6 +118,15 @@ def test_a_machine_enrols_once_and_stays(make_lab: Callable[..., Lab]) -> None:
     client.start()
     client.wait_ready(60)
     assert crosses(lab)
+
+    # A crash before the credential was on its disk: it may show its token once more.
+    gone(lab, client)
+    file.write_text(ours)
+    client.start()
+    client.wait_ready(60)
+    wait_until(lambda: file.read_text().startswith("ey"), "the credential, again", 10)
+    assert file.read_text().strip() != first
+    first = file.read_text().strip()
 
     # Another machine with the same token is told why not, and disturbs nobody.
     other, _ = site.machine(2, token)
