@@ -16,10 +16,10 @@ from agent.errors import ConfigError, StoreError
 from agent.files import Stamp, stamp
 from agent.onetime import parts
 from seed_server.audit import Journal
-from seed_server.fence import Fence
 from seed_server.tokens.policy import ONE_TIME, ticket
 from seed_server.tokens.spent import Mark, SpentTokens
 from seed_server.tokens.verify import Refused, Verified
+from seed_server.warden import Warden
 
 log = logging.getLogger("rhizome.seed.tokens")
 
@@ -28,16 +28,17 @@ AGAIN_S = 600.0
 
 
 class Desk:
-    """`fence` counts the tokens that two machines have shown; `lasts_s` is how long a stream may be up that was opened with one."""
+    """`warden` knows who is denied, and counts the tokens that two machines have shown; `lasts_s` is how long a stream may be up
+    that was opened with one."""
 
     def __init__(
-        self, file: Path, spent: SpentTokens, journal: Journal, fence: Fence, *, issuer: str, lasts_s: float
+        self, file: Path, spent: SpentTokens, journal: Journal, warden: Warden, *, issuer: str, lasts_s: float
     ) -> None:
         """Raises ConfigError for a file that cannot be read."""
         self._file = file
         self._spent = spent
         self._journal = journal
-        self._fence = fence
+        self._warden = warden
         self._issuer = issuer
         self._lasts_s = lasts_s
         self._stamp: Stamp | None = stamp(file)
@@ -56,6 +57,9 @@ class Desk:
         if line is None:
             self._note("unknown", token_id(digest_of(token)), peer)
             raise _refused("unknown", "this server has no such token: it was taken back, or is another server's")
+        if refuse := self._warden.at_the_door(line.identity):
+            self._note("revoked", line.id, peer, line)
+            raise _refused("revoked", f"it was not used up, but {refuse.text}", 403)
         try:
             mark = await self._spend(line, digest_of(holder), peer, wall)
         except StoreError as exc:
@@ -64,7 +68,7 @@ class Desk:
                 "unwritable", "this server cannot write down that it was used: try again later", 503
             ) from exc
         if mark.holder != digest_of(holder):
-            self._fence.contested += line.digest not in self._contested
+            self._warden.fence.contested += line.digest not in self._contested
             self._contested.add(line.digest)
             self._note("spent", line.id, peer, line)
             words = f"another machine has used it at {clock(mark.at)}, and a token is for one: have a new one made, and its identity revoked if that machine is none of yours"

@@ -38,10 +38,9 @@ def _desk(settings: Settings, issuer: str, server: SeedServer) -> Desk | None:
         return None
     spent = SpentTokens(settings.enrolment_dir)
     spent.open()
-    fence = server.warden.fence
     # Half of a credential's life: then it is shown itself, on a stream of its own, and is renewed from there.
     lasts_s = settings.enrolment_lifetime_s / 2
-    return Desk(settings.enrolment_file, spent, server.journal, fence, issuer=issuer, lasts_s=lasts_s)
+    return Desk(settings.enrolment_file, spent, server.journal, server.warden, issuer=issuer, lasts_s=lasts_s)
 
 
 def policy(settings: Settings) -> TokenPolicy:

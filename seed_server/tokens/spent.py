@@ -42,7 +42,11 @@ class SpentTokens:
         kept from being used twice."""
         try:
             self._path.mkdir(mode=0o700, exist_ok=True)
-            written_beside(self._path / "probe", b"", 0o600).unlink()
+            probe = written_beside(self._path / "probe", b"", 0o600)
+            twin = probe.with_name(f"{probe.name}.twin")
+            os.link(probe, twin)
+            twin.unlink()
+            probe.unlink()
             sync_directory(self._path)
         except OSError as exc:
             raise ConfigError(

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from agent.denylist import DenyList
 from agent.enrolment import Line, digest_of, made
 from agent.errors import ConfigError
 from agent.identity import Identity, Role
 from agent.onetime import taken
 from seed_server.audit import SCHEMA, Audit, Journal
-from seed_server.fence import Fence
 from seed_server.tokens.desk import AGAIN_S, Desk
 from seed_server.tokens.spent import KEPT_S, SpentTokens
 from seed_server.tokens.verify import Refused, Verified
+from seed_server.warden import Warden
 
 WALL = 1_700_000_000.0
 NODE = Identity("a", Role.SHOOT_CLIENT, "edge-1")
@@ -31,12 +32,12 @@ class Rig:
         if not self.file.exists():
             self.file.write_text(f"{LINE}\n")
         self.lines: list[bytes] = []
-        self.fence = Fence()
+        self.warden = Warden(lambda: WALL)
         audit = Audit("a", self.lines.append, lambda: WALL, lambda: 0.0)
         spent = SpentTokens(self.place)
         spent.open()
         journal = Journal(logging.getLogger("test"), audit)
-        self.desk = Desk(self.file, spent, journal, self.fence, issuer="me", lasts_s=100.0)
+        self.desk = Desk(self.file, spent, journal, self.warden, issuer="me", lasts_s=100.0)
 
     async def show(self, token: str, wall: float = WALL) -> Verified:
         return await self.desk.exchange(token, "192.0.2.1:5", wall)
@@ -101,6 +102,13 @@ async def test_a_token_that_was_taken_back_is_no_good_and_a_new_one_is_at_once(r
     assert await rig.cause(OURS) == ""
 
 
+async def test_a_token_of_somebody_who_is_denied_is_not_used_up(rig: Rig) -> None:
+    rig.warden.denied = DenyList(frozenset({str(NODE)}))
+    assert await rig.cause(OURS) == "revoked"
+    rig.warden.denied = DenyList()
+    assert await rig.cause(OURS) == ""
+
+
 async def test_from_a_list_that_is_gone_or_broken_nobody_enrols(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.file.write_text(f"{LINE}\nnonsense\n")
     assert await rig.cause(OURS) == "unknown" and "line 2" in caplog.text
@@ -139,7 +147,7 @@ async def test_two_machines_with_one_token_are_told_to_somebody_once(rig: Rig) -
     assert await rig.cause(OURS) == ""
     for _ in range(3):
         assert await rig.cause(THEIRS) == "spent"
-    assert rig.fence.contested == 1
+    assert rig.warden.fence.contested == 1
     text = b"".join(rig.lines).decode()
     assert text.count('"event":"enrolment.spent"') == 1 and text.count('"event":"enrolment.refused"') == 3
     assert '"reason":"spent"' in text and f'"identity":"{NODE}"' in text and f'"token":"{LINE.id}"' in text
@@ -158,6 +166,15 @@ async def test_old_marks_go_once_their_tokens_are_out_of_the_list(rig: Rig) -> N
     assert await spent.get(LINE.digest) is None
 
 
-def test_without_a_place_that_can_be_written_to_there_is_no_start(tmp_path: Path) -> None:
+def test_without_a_place_that_can_be_written_to_there_is_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    with monkeypatch.context() as plain:
+        plain.setattr("os.link", fail)  # as on FAT
+        with pytest.raises(ConfigError, match=r"enrolment_dir: cannot write to .*: Operation not permitted"):
+            SpentTokens(tmp_path / "enrolled").open()
     with pytest.raises(ConfigError, match=r"enrolment_dir: cannot write to .* need a place that outlives this process"):
         SpentTokens(tmp_path / "missing" / "enrolled").open()

@@ -13,12 +13,12 @@ from agent.identity import Identity, Role
 from agent.onetime import taken
 from lab.tokens import ISSUER, SUBJECT, Issuer, claims
 from seed_server.audit import Journal
-from seed_server.fence import Fence
 from seed_server.tokens.desk import Desk
 from seed_server.tokens.gate import Gate
 from seed_server.tokens.keys import KeyRing, Verifier
 from seed_server.tokens.policy import Subject, TokenPolicy
 from seed_server.tokens.spent import SpentTokens
+from seed_server.warden import Warden
 
 WALL = 1_700_000_000.0
 
@@ -61,7 +61,7 @@ async def test_a_one_time_token_goes_to_the_desk_and_is_refused_where_there_is_n
     (tmp_path / "tokens").write_text(f"{line}\n")
     spent = SpentTokens(tmp_path)
     journal = Journal(logging.getLogger("test"))
-    desk = Desk(tmp_path / "tokens", spent, journal, Fence(), issuer="me", lasts_s=60.0)
+    desk = Desk(tmp_path / "tokens", spent, journal, Warden(lambda: WALL), issuer="me", lasts_s=60.0)
     said: list[Command] = []
 
     async def events() -> AsyncIterator[Event]:
