@@ -34,6 +34,15 @@ COMMANDS: dict[str, Command] = {
         "give the pod that it runs in routes to the shoot's nodes, pods and services",
         ("rhizome-agent sidecar --config examples/sidecar.toml --print-config",),
     ),
+    "enrol-token": Command(
+        "agent.cli.enrol_token",
+        "make a token with which one machine enrols once, without a certificate",
+        (
+            "rhizome-agent enrol-token create spiffe://a/shoot-client/edge-1 --ttl 1h --file tokens.txt",
+            "rhizome-agent enrol-token list --file tokens.txt",
+            "rhizome-agent enrol-token remove spiffe://a/shoot-client/edge-1 --file tokens.txt",
+        ),
+    ),
     "revoke": Command(
         "agent.cli.revoke",
         "let somebody in no more: an entry in a seed server's deny list",

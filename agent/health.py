@@ -59,7 +59,8 @@ class ClientView:
     """What a client knows of its own tunnel. Ages in seconds, None for never. An empty text means: no such trouble.
 
     `stream` is why there is no stream ("proxy: 407 Proxy Authentication Required"), `refusal` the server's words,
-    `host` why the host could not be made as desired, `beyond` what stops packets behind the tunnel, on this host.
+    `host` why the host could not be made as desired, `beyond` what else is wrong on this host while packets cross, such as what
+    stops them behind the tunnel.
     `unrenewed_s` is how long the grant lasts that cannot be renewed, None while it can.
     """
 

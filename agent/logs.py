@@ -28,6 +28,7 @@ _KEY = re.compile(
 )
 #: `{"` in base64, as both parts of a JSON Web Token begin (RFC 7519 section 3.1).
 _TOKEN = re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*(\.[A-Za-z0-9_-]*)?")
+_ONE_TIME = re.compile(r"rzt1_[A-Za-z0-9_.-]{8,}")
 _AUTHORIZATION = re.compile(r"(?<=authorization:)[ \t]*\S+[ \t]+\S+", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 
@@ -37,7 +38,7 @@ def redact(text: str) -> str:
 
     A belt: nothing of ours puts a secret into a message, but text from elsewhere may hold one.
     """
-    text = _TOKEN.sub("(hidden)", _PEM.sub("(hidden)", text))
+    text = _ONE_TIME.sub("(hidden)", _TOKEN.sub("(hidden)", _PEM.sub("(hidden)", text)))
     text = _KEY.sub(lambda m: m[0] if m[1].lower().startswith("public") else f"{m[1]}{m[2]}(hidden)", text)
     return _USERINFO.sub("(hidden)", _AUTHORIZATION.sub(" (hidden)", text))
 

@@ -8,28 +8,30 @@ Times on the wire are durations in seconds, never clock readings: the two clocks
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any
 
 from agent.errors import BadMessage
-from agent.model import Endpoint, IPAddress, IPNetwork, PresharedKey, PublicKey, networks
+from agent.fields import flag, integer, items, number, only_text, prefixes, string, wrong
+from agent.model import Endpoint, IPAddress, IPNetwork, PresharedKey, PublicKey
 
 #: The versions of this vocabulary that we speak. A peer whose range does not meet ours is refused in words.
 VERSION_MIN = 1
 VERSION_MAX = 1
 
 MESSAGE_MAX_BYTES = 64 * 1024
-PREFIXES_MAX = 1024  # per list: a node has a handful, a control plane some dozens
-TEXT_MAX = 512
 LIFETIME_MAX_S = 3600.0
 SILENCE_MAX_S = 86400.0
 
 #: The two ways to the other side, and the names of the devices whose packets take them.
 STREAM, DIRECT = "stream", "direct"
 
-_T = TypeVar("_T")
+#: A JSON Web Token of ours (RFC 7515 section 3.1), and the SHA-256 of what it replaces.
+_CREDENTIAL = re.compile(r"[A-Za-z0-9_-]{1,1024}(\.[A-Za-z0-9_-]{1,2048}){2}", re.ASCII)
+_DIGEST = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,15 @@ class Direct:
 
 
 @dataclass(frozen=True, slots=True)
+class Credential:
+    """What a client that enrolled with a one-time token shows from now on. `replaces` is the SHA-256 of what its stream was
+    opened with: in whose place the client keeps it, and in no other's."""
+
+    token: str = field(repr=False)
+    replaces: str
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """Server: you are in, on these terms, for `lifetime_s` (at most an hour). Replaces any earlier grant.
 
@@ -84,6 +95,7 @@ class Grant:
     from; `servers` are the server's own addresses there, in order of preference. `carries` is what of the offer the client
     may be asked to carry, alone or in turn with others, `refused` the rest with the reason. `routes` is what of the shoot
     a sidecar may reach. `silence_s` is said to those who enrolled with `once`: how long their device may be without a handshake.
+    `credential` is for those whom this server gives one, when it is time for a newer one.
     """
 
     version: int
@@ -101,6 +113,7 @@ class Grant:
     routes: tuple[IPNetwork, ...] = ()
     direct: Direct | None = None
     silence_s: float | None = None
+    credential: Credential | None = None
 
     def incarnations(self) -> dict[str, tuple[PublicKey, str]]:
         """Path -> key and epoch of the server's device."""
@@ -145,7 +158,7 @@ Message = Enroll | Grant | Refuse | Facts | Drain | Unknown
 
 
 def encode(message: Message) -> str:
-    """One line of JSON. Contains the preshared key of a grant: the text travels inside TLS and is never logged."""
+    """One line of JSON. Contains the preshared key and the credential of a grant: the text travels inside TLS and is never logged."""
     return json.dumps(_BODY[type(message)](message), separators=(",", ":"))
 
 
@@ -159,7 +172,7 @@ def parse(text: str) -> Message:
         raise BadMessage("control message: not JSON") from exc
     if not isinstance(body, dict):
         raise BadMessage("control message: not a JSON object")
-    kind = _string(body, "type", 64)
+    kind = string(body, "type", 64)
     reader = _READ.get(kind)
     return reader(body) if reader else Unknown(kind)
 
@@ -206,6 +219,7 @@ def _grant_body(m: Grant) -> dict[str, Any]:
         "preshared_key": m.preshared_key.reveal() if m.preshared_key else None,
         "direct": _direct_body(m.direct) if m.direct else None,
         "silence_s": m.silence_s,
+        "credential": {"token": m.credential.token, "replaces": m.credential.replaces} if m.credential else None,
     }
 
 
@@ -232,168 +246,129 @@ _BODY: Mapping[type, Callable[[Any], dict[str, Any]]] = {
 # Reading
 
 
-def _wrong(field: str, want: str) -> BadMessage:
-    return BadMessage(f"control message: {field} is not {want}")
-
-
-def _string(body: Mapping[str, Any], field: str, limit: int = TEXT_MAX) -> str:
-    """Printable text, cut at `limit` characters: it ends in logs and on terminals."""
-    value = body.get(field, "")
-    if not isinstance(value, str):
-        raise _wrong(field, "text")
-    return "".join(c if c.isprintable() else "?" for c in value[:limit])
-
-
-def _number(body: Mapping[str, Any], field: str, low: float, high: float) -> float:
-    value = body.get(field)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise _wrong(field, f"a number in {low:g}..{high:g}")
-    return float(value)
-
-
-def _flag(body: Mapping[str, Any], field: str) -> bool:
-    value = body.get(field, False)
-    if not isinstance(value, bool):
-        raise _wrong(field, "true or false")
-    return value
-
-
-def _integer(body: Mapping[str, Any], field: str, low: int, high: int) -> int:
-    value = body.get(field)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise _wrong(field, f"an integer in {low}..{high}")
-    return value
-
-
-def _list(body: Mapping[str, Any], field: str, read: Callable[[Any], _T], want: str) -> tuple[_T, ...]:
-    value = body.get(field, [])
-    if not isinstance(value, list) or len(value) > PREFIXES_MAX:
-        raise _wrong(field, f"a list of at most {PREFIXES_MAX}")
-    try:
-        return tuple(read(item) for item in value)
-    except (ValueError, TypeError, KeyError, IndexError) as exc:
-        raise _wrong(field, want) from exc
-
-
-def _only_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _prefixes(body: Mapping[str, Any], field: str) -> tuple[IPNetwork, ...]:
-    return _list(body, field, lambda v: networks([_only_text(v)])[0], "a list of canonical prefixes")
-
-
 def _addresses(body: Mapping[str, Any], field: str) -> tuple[IPAddress, ...]:
     def read(value: Any) -> IPAddress:
-        if "%" in _only_text(value):
+        if "%" in only_text(value):
             raise ValueError
         return ip_address(value)
 
-    return _list(body, field, read, "a list of IP addresses")
+    return items(body, field, read, "a list of IP addresses")
 
 
 def _public_keys(body: Mapping[str, Any]) -> tuple[tuple[str, PublicKey], ...]:
     value = body.get("public_keys")
     if not isinstance(value, dict) or not 0 < len(value) <= 4:
-        raise _wrong("public_keys", "an object of 1 to 4 keys")
+        raise wrong("public_keys", "an object of 1 to 4 keys")
     try:
-        return tuple(sorted((name[:16], PublicKey.from_base64(_only_text(key))) for name, key in value.items()))
+        return tuple(sorted((name[:16], PublicKey.from_base64(only_text(key))) for name, key in value.items()))
     except (ValueError, TypeError) as exc:
-        raise _wrong("public_keys", "an object of WireGuard public keys in base64") from exc
+        raise wrong("public_keys", "an object of WireGuard public keys in base64") from exc
 
 
 def _offer(body: Mapping[str, Any]) -> Offer:
     value = body.get("offer", {})
     if not isinstance(value, dict):
-        raise _wrong("offer", "an object")
-    return Offer(_prefixes(value, "nodes"), _prefixes(value, "pods"), _prefixes(value, "services"))
+        raise wrong("offer", "an object")
+    return Offer(prefixes(value, "nodes"), prefixes(value, "pods"), prefixes(value, "services"))
 
 
 def _read_enroll(body: Mapping[str, Any]) -> Enroll:
-    versions = _list(body, "versions", lambda v: _integer({"versions": v}, "versions", 0, 1_000_000), "two integers")
+    versions = items(body, "versions", lambda v: integer({"versions": v}, "versions", 0, 1_000_000), "two integers")
     if len(versions) != 2 or versions[0] > versions[1]:
-        raise _wrong("versions", "a pair of integers, lowest first")
+        raise wrong("versions", "a pair of integers, lowest first")
     if versions[0] > VERSION_MAX:
         # We cannot know what else is in it; only the range is needed to refuse it in words.
-        return Enroll((), Offer(), versions[0], versions[1], _string(body, "software"))
+        return Enroll((), Offer(), versions[0], versions[1], string(body, "software"))
     return Enroll(
         _public_keys(body),
         _offer(body),
         versions[0],
         versions[1],
-        _string(body, "software"),
-        _string(body, "path", 16),
-        _string(body, "process", 64),
-        _flag(body, "once"),
+        string(body, "software"),
+        string(body, "path", 16),
+        string(body, "process", 64),
+        flag(body, "once"),
     )
 
 
 def _read_grant(body: Mapping[str, Any]) -> Grant:
     def pair(value: Any) -> tuple[str, str]:
         first, second = value
-        return _string({"": first}, ""), _string({"": second}, "")
+        return string({"": first}, ""), string({"": second}, "")
 
     return Grant(
-        version=_integer(body, "version", VERSION_MIN, VERSION_MAX),
-        epoch=_string(body, "epoch", 64),
+        version=integer(body, "version", VERSION_MIN, VERSION_MAX),
+        epoch=string(body, "epoch", 64),
         public_keys=_public_keys(body),
         addresses=_addresses(body, "addresses"),
         servers=_addresses(body, "servers"),
-        tunnel_networks=_prefixes(body, "tunnel_networks"),
-        carries=_prefixes(body, "carries"),
-        refused=_list(body, "refused", pair, "a list of pairs of text"),
-        mtu_bytes=_integer(body, "mtu", 1280, 9000),
-        persistent_keepalive_s=_integer(body, "keepalive_s", 0, 65535),
-        lifetime_s=_number(body, "lifetime_s", 0.0, LIFETIME_MAX_S),
+        tunnel_networks=prefixes(body, "tunnel_networks"),
+        carries=prefixes(body, "carries"),
+        refused=items(body, "refused", pair, "a list of pairs of text"),
+        mtu_bytes=integer(body, "mtu", 1280, 9000),
+        persistent_keepalive_s=integer(body, "keepalive_s", 0, 65535),
+        lifetime_s=number(body, "lifetime_s", 0.0, LIFETIME_MAX_S),
         preshared_key=_preshared_key(body),
-        routes=_prefixes(body, "routes"),
+        routes=prefixes(body, "routes"),
         direct=_direct(body),
-        silence_s=_number(body, "silence_s", 0.0, SILENCE_MAX_S) if body.get("silence_s") is not None else None,
+        silence_s=number(body, "silence_s", 0.0, SILENCE_MAX_S) if body.get("silence_s") is not None else None,
+        credential=_credential(body),
     )
 
 
 def _preshared_key(body: Mapping[str, Any]) -> PresharedKey | None:
     psk = body.get("preshared_key")
     try:
-        return PresharedKey.from_base64(_only_text(psk)) if psk is not None else None
+        return PresharedKey.from_base64(only_text(psk)) if psk is not None else None
     except (ValueError, TypeError) as exc:
-        raise _wrong("preshared_key", "a WireGuard key in base64") from exc
+        raise wrong("preshared_key", "a WireGuard key in base64") from exc
+
+
+def _credential(body: Mapping[str, Any]) -> Credential | None:
+    value = body.get("credential")
+    if value is None:
+        return None
+    try:
+        token, replaces = only_text(value["token"]), only_text(value["replaces"])
+    except (TypeError, KeyError) as exc:
+        raise wrong("credential", "an object of a token and what it replaces") from exc
+    if not _CREDENTIAL.fullmatch(token) or not _DIGEST.fullmatch(replaces):
+        raise wrong("credential", "a JSON Web Token and a SHA-256")
+    return Credential(token, replaces)
 
 
 def _direct(body: Mapping[str, Any]) -> Direct | None:
     def endpoint(value: Any) -> Endpoint:
         address, port = value
-        return Endpoint(ip_address(_only_text(address)), _integer({"": port}, "", 1, 65535))
+        return Endpoint(ip_address(only_text(address)), integer({"": port}, "", 1, 65535))
 
     value = body.get("direct")
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise _wrong("direct", "an object")
+        raise wrong("direct", "an object")
     try:
-        public_key = PublicKey.from_base64(_only_text(value.get("public_key")))
+        public_key = PublicKey.from_base64(only_text(value.get("public_key")))
     except (ValueError, TypeError) as exc:
-        raise _wrong("direct.public_key", "a WireGuard public key in base64") from exc
+        raise wrong("direct.public_key", "a WireGuard public key in base64") from exc
     return Direct(
         public_key=public_key,
-        epoch=_string(value, "epoch", 64),
+        epoch=string(value, "epoch", 64),
         servers=_addresses(value, "servers"),
-        endpoints=_list(value, "endpoints", endpoint, "a list of [address, port]"),
+        endpoints=items(value, "endpoints", endpoint, "a list of [address, port]"),
         preshared_key=_preshared_key(value),
     )
 
 
 def _read_refuse(body: Mapping[str, Any]) -> Refuse:
-    later = _number(body, "retry_after_s", 0.0, 86400.0) if body.get("retry_after_s") is not None else None
-    return Refuse(_string(body, "reason", 64), _string(body, "text"), later)
+    later = number(body, "retry_after_s", 0.0, 86400.0) if body.get("retry_after_s") is not None else None
+    return Refuse(string(body, "reason", 64), string(body, "text"), later)
 
 
 _READ: Mapping[str, Callable[[Mapping[str, Any]], Message]] = {
     "enroll": _read_enroll,
     "grant": _read_grant,
     "refuse": _read_refuse,
-    "facts": lambda body: Facts(_offer(body), _string(body, "path"), _string(body, "health")),
-    "drain": lambda body: Drain(_string(body, "reason")),
+    "facts": lambda body: Facts(_offer(body), string(body, "path"), string(body, "health")),
+    "drain": lambda body: Drain(string(body, "reason")),
 }

@@ -67,6 +67,7 @@ class StatusCollector(Collector):
             ("certificate_expires_in_seconds", "Until our certificate ends.", status.certificate_expires_in_s),
             ("grant_expires_in_seconds", "Until the server's grant ends.", status.grant_expires_in_s),
             ("token_expires_in_seconds", "Until our token ends.", status.token_expires_in_s),
+            ("token_lifetime_seconds", "For how long our token was issued.", status.token_lifetime_s),
         ):
             yield _gauge(name, help, (), [((), value)])
         if status.egress is not None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agent.carrier.api import TlsFiles
 from agent.errors import RhizomeError
+from agent.files import write_atomically
 from agent.identity import LABEL_MAX, SCHEME, Identity, Role, dns_label, dns_name
 from agent.model import IPAddress
 
@@ -228,18 +227,3 @@ def _write_pair(
     except OSError as exc:
         raise RhizomeError(f"cannot write to {directory}: {exc.strerror}") from exc
     return issued
-
-
-def write_atomically(path: Path, data: bytes, mode: int) -> None:
-    """Replace a file whole, durably, and never readable by more than `mode` on the way. Raises OSError."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(descriptor, mode)
-            os.fsync(descriptor)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

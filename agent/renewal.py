@@ -15,8 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from agent.errors import RhizomeError
+from agent.files import write_atomically
 from agent.identity import Identity
-from agent.pki import BACKDATE, CA_DAYS, Issued, control_plane_of, issue, load_ca, make_ca, write_atomically
+from agent.pki import BACKDATE, CA_DAYS, Issued, control_plane_of, issue, load_ca, make_ca
 
 #: A certificate is due when less than this share of its lifetime is left: time for two more tries, days apart.
 DUE_SHARE = 1 / 3

@@ -153,7 +153,8 @@ class DialSettings(RoleSettings):
     token_file: Path | None = setting(
         SECRET_PATH,
         "file with a token that says who we are, such as a projected ServiceAccount token; read again each time it is "
-        "shown; empty: the certificate says it",
+        "shown; a shoot client's one-time token is replaced there by the credential that it is exchanged for; empty: the "
+        "certificate says it",
         group=IDENTITY,
         default=None,
         file=True,

@@ -159,6 +159,7 @@ class RoleStatus:
     certificate_expires_in_s: float | None = None
     grant_expires_in_s: float | None = None
     token_expires_in_s: float | None = None
+    token_lifetime_s: float | None = None
     pools: tuple[PoolHealth, ...] = ()
     egress: EgressHealth | None = None
 

@@ -37,6 +37,7 @@ SEED_OWN = {
     ),
     *("egress_tls_certificate", "egress_tls_key", "egress_socket", "egress_socket_owner", "egress_socket_mode"),
     *("direct_secret", "once_file", "oidc_jwks_file", "oidc_ca", "deny_file"),
+    *("enrolment_file", "enrolment_secret", "enrolment_dir"),
 }
 SHOOT_OWN = {
     *("tls_ca", "tls_certificate", "tls_key", "runtime_dir", "node_name", "node_addresses", "facts_file", "kubeconfig"),
@@ -179,6 +180,9 @@ def seed_schema() -> Schema:
             jwksKey=text(pattern="^[-._a-zA-Z0-9]*$"),
         ),
         direct=closed(secretName=SECRET_NAME, key=FILE),
+        enrolment=closed(
+            tokens=closed(secretName=SECRET_NAME, key=FILE), signing=closed(secretName=SECRET_NAME, key=FILE)
+        ),
         denyList=closed(configMapName=CONFIG_MAP_NAME, key=text("a key of it", pattern="^[-._a-zA-Z0-9]+$")),
         egress=closed(
             enabled=FLAG,

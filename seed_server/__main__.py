@@ -69,7 +69,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             control_plane=settings.control_plane,
             max_streams=settings.max_streams,
             max_unauthenticated=settings.max_unauthenticated,
-            tokens=bool(settings.oidc_issuers),
+            tokens=settings.takes_tokens,
         )
         warden = Warden(time.time, DenyList() if settings.deny_file is None else read(settings.deny_file))
         audit = _audit(settings)
@@ -96,10 +96,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 server.deny(warden.denied)
                 spawn(watch(settings.deny_file, server.deny), name="seed.denylist", vital=True)
             events = link.events()
-            if settings.oidc_issuers:
+            if settings.takes_tokens:
                 from seed_server.tokens.setup import gate  # 20 MiB, only where it is used
 
-                events = gate(settings, link.send, time.time).pass_on(events)
+                events = gate(settings, link.send, time.time, server).pass_on(events)
             rotation = Rotation(
                 lambda: server.registry,
                 server.renew_preshared_keys,

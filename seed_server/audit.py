@@ -62,6 +62,15 @@ SCHEMA: Mapping[str, Kind] = {
     "stream.up": Kind(Outcome.ALLOWED, "a client has connected and shown a good credential", ("stream", "address")),
     "stream.down": Kind(Outcome.ENDED, "its connection has ended", ("stream", "reason")),
     "connection.turned_away": Kind(Outcome.DENIED, "connections that became no stream", ("reason", "count")),
+    "enrolment.spent": Kind(Outcome.ALLOWED, "a machine has used its one-time token", ("token", "address")),
+    "enrolment.refused": Kind(
+        Outcome.DENIED, "a one-time token that is no good, or no more", ("token", "address", "reason")
+    ),
+    "credential.issued": Kind(
+        Outcome.ALLOWED,
+        "this server has signed a credential for who enrolled with such a token",
+        ("credential", "lifetime_s"),
+    ),
     "enroll.granted": Kind(
         Outcome.ALLOWED,
         "a client is in, or in again",

@@ -8,7 +8,7 @@ from ipaddress import ip_interface, ip_network
 
 from agent.firewall import ALL_REACHABLE, Transit, Unreachable, render
 from agent.identity import Role
-from agent.messages import DIRECT, STREAM, VERSION_MAX, Direct, Grant
+from agent.messages import DIRECT, STREAM, VERSION_MAX, Credential, Direct, Grant
 from agent.model import Device, IPNetwork, Peer, PresharedKey, PublicKey, Route, Tunnel
 from seed_server.charter import Charter
 from seed_server.registry import Client, Registry
@@ -143,7 +143,13 @@ def _adopted_transits(charter: Charter, registry: Registry, peers: Iterable[Peer
 
 
 def grant(
-    public_key: PublicKey, epoch: str, charter: Charter, client: Client, now: float, direct: Direct | None = None
+    public_key: PublicKey,
+    epoch: str,
+    charter: Charter,
+    client: Client,
+    now: float,
+    direct: Direct | None = None,
+    credential: Credential | None = None,
 ) -> Grant:
     """What this client is told. It opens all that it may ever carry: who of several carries a part is decided here alone,
     and changes without a word to any of them."""
@@ -163,6 +169,7 @@ def grant(
         routes=client.routes,
         direct=direct,
         silence_s=charter.policy.silence_s if client.once is not None else None,
+        credential=credential,
     )
 
 

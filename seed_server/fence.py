@@ -24,7 +24,8 @@ class _Sightings:
 
 
 class Fence:
-    """Who was seen, by identity. `contested` counts identities that were found in two places, since this process started."""
+    """Who was seen, by identity. `contested` counts identities that were found in two places, or of whose one-time token two
+    machines knew, since this process started."""
 
     def __init__(self) -> None:
         self.contested = 0

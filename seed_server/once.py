@@ -7,12 +7,12 @@ it: names, public keys, addresses, and when each certificate ends. Preshared key
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from agent.errors import StoreError
+from agent.files import write_atomically
 from agent.identity import Identity
 from agent.model import IPAddress
 from seed_server.absent import decode, encode
@@ -55,18 +55,8 @@ class OnceFile:
                 self._saved = text
 
     def _write(self, text: str) -> None:
-        new = self._path.with_name(self._path.name + ".tmp")
         try:
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            new.rename(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            write_atomically(self._path, text.encode(), 0o600)
         except OSError as exc:
             raise StoreError(f"once_file: cannot write {self._path}: {exc.strerror}") from exc
 

@@ -155,9 +155,9 @@ class SeedServer:
             client = self.registry.clients[key]
             if client.stream is None:
                 continue
-            incarnation = self.plane.incarnation
+            own, credential = self.plane.incarnation, self.live.credential(client.identity, client.stream)
             direct = self.direct.offer(client) if self.direct is not None else None
-            grant = desired.grant(incarnation.public_key, incarnation.epoch, self.charter, client, now, direct)
+            grant = desired.grant(own.public_key, own.epoch, self.charter, client, now, direct, credential)
             self._send(Send(client.stream, encode(grant)))
 
     # What the carrier says

@@ -21,21 +21,18 @@ from agent.kinds import (
     PATH,
     PORT,
     SECRET_PATH,
-    TEXT,
-    URL,
     HostPort,
     Namespaced,
     integer,
     number,
 )
 from agent.model import IPAddress, IPNetwork
-from agent.role_settings import IDENTITY, NETWORKS, OPERATION, TRANSPORT, TUNNEL, RoleSettings
+from agent.role_settings import IDENTITY, NETWORKS, OPERATION, TRANSPORT, TUNNEL
 from agent.settings import Rule, setting, settings
 from seed_server.access import ACCESS, Access
-from seed_server.tokens.policy import SUBJECT, Subject
+from seed_server.token_settings import TOKENS, TokenSettings
 
 EGRESS = "Egress proxy"
-TOKENS = "Tokens"
 
 #: A grant is never longer, so a revoked client is out within the hour.
 GRANT_LIFETIME_MAX_S = 3600
@@ -50,7 +47,7 @@ SPECIAL_NETWORKS = tuple(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(RoleSettings):
+class Settings(TokenSettings):
     """Settings of one seed server, which belongs to one control plane."""
 
     PROGRAM: ClassVar[str] = "rhizome-seed-server"
@@ -85,45 +82,6 @@ class Settings(RoleSettings):
         group=IDENTITY,
         default=None,
         file=True,
-    )
-
-    oidc_issuers: tuple[str, ...] = settings(
-        URL,
-        "issuers of tokens that clients may show instead of a certificate, such as the one of the shoot's ServiceAccount "
-        "tokens, as `iss` names it; empty: no tokens",
-        group=TOKENS,
-    )
-    oidc_audiences: tuple[str, ...] = settings(
-        TEXT,
-        "audiences, one of which a token has to be for; empty: this server's own, spiffe://CONTROL_PLANE/seed-server",
-        group=TOKENS,
-    )
-    oidc_subjects: tuple[Subject, ...] = settings(
-        SUBJECT,
-        "what the holder of a token may be, by its `sub`; a shoot client is named after the token's node, others after its pod",
-        group=TOKENS,
-    )
-    oidc_jwks_file: Path | None = setting(
-        PATH,
-        "JSON Web Key Set of the only issuer, for networks where it cannot be asked; read again when it changes; "
-        "empty: OpenID Connect discovery",
-        group=TOKENS,
-        default=None,
-        file=True,
-    )
-    oidc_ca: Path | None = setting(
-        PATH,
-        "PEM file with the CA of the issuers' web servers; empty: those that this system trusts",
-        group=TOKENS,
-        default=None,
-        file=True,
-    )
-    oidc_max_age_s: int = setting(
-        integer(10, 86400, "SECONDS"),
-        "for how long an issuer's keys are used when they cannot be read again; then its tokens are refused",
-        group=TOKENS,
-        default=3600,
-        unit="seconds",
     )
 
     listen: tuple[HostPort, ...] = settings(
@@ -294,7 +252,7 @@ class Settings(RoleSettings):
         return self.node_networks + self.pod_networks + self.service_networks
 
     def check(self) -> Iterator[Rule]:
-        yield from RoleSettings.check(self)
+        yield from TokenSettings.check(self)
         if not self.listen:
             yield Rule(("listen",), "empty: nobody could connect; give at least one address")
         if not self.tunnel_networks:
@@ -309,7 +267,6 @@ class Settings(RoleSettings):
         yield from self._check_sidecars()
         yield from self._check_direct()
         yield from self._check_egress()
-        yield from self._check_tokens()
         for theirs in self.seed_networks:
             for ours in self.tunnel_networks:
                 if ours.overlaps(theirs):
@@ -335,16 +292,6 @@ class Settings(RoleSettings):
                 yield Rule(
                     ("direct_endpoints",), f"{endpoint} is nowhere: name an address and a port that sidecars can reach"
                 )
-
-    def _check_tokens(self) -> Iterator[Rule]:
-        if self.oidc_issuers and not self.oidc_subjects:
-            yield Rule(
-                ("oidc_subjects",), "empty: no holder of a token may be anything; name the client's ServiceAccount"
-            )
-        if self.oidc_subjects and not self.oidc_issuers:
-            yield Rule(("oidc_subjects", "oidc_issuers"), "without an issuer no token is believed: name it")
-        if self.oidc_jwks_file is not None and len(self.oidc_issuers) != 1:
-            yield Rule(("oidc_jwks_file", "oidc_issuers"), "the keys in the file are one issuer's: name exactly one")
 
     def _check_egress(self) -> Iterator[Rule]:
         if self.egress_listen and self.egress_client_ca is None:

@@ -8,17 +8,18 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from agent.carrier.api import DialConfig, Proxy
 from agent.carrier.proxyenv import proxy_from_environment
 from agent.cli.flags import load
 from agent.client.client import Client
+from agent.client.keeper import Keeper
 from agent.client.reporter import Reporter
 from agent.daemon import base, carrier, configure_logging, health, software
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
 from agent.exits import Exit
+from agent.files import stamp
 from agent.guard import Refusal, guard_routes
 from agent.identity import Identity, Role
 from agent.messages import Offer
@@ -65,6 +66,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             mtu_bytes=settings.mtu_bytes,
             resync_s=settings.resync_s,
             software=software(),
+            keeper=Keeper(settings.token_file) if settings.token_file is not None else None,
         )
         if settings.facts_file is not None:
             spawn(facts_of.watch_file(client.set_offer), name="shoot.facts")
@@ -134,13 +136,12 @@ class Facts:
     async def watch_file(self, tell: Callable[[Offer], None]) -> None:
         """A file that is wrong for a moment changes nothing: the last good facts stay, and the log says why."""
         assert self._settings.facts_file is not None
-        before = _stamp(self._settings.facts_file)
+        before = stamp(self._settings.facts_file)
         while True:
             await asyncio.sleep(FACTS_EVERY_S)
-            stamp = _stamp(self._settings.facts_file)
-            if stamp == before:
+            if (seen := stamp(self._settings.facts_file)) == before:
                 continue
-            before = stamp
+            before = seen
             try:
                 self._said = self._read()
             except ConfigError as exc:
@@ -153,14 +154,6 @@ class Facts:
         given = self._settings
         offer = facts.offer(given.node_addresses, given.pod_cidrs, given.service_cidrs, given.node_cidrs)
         return offer if given.facts_file is None else facts.merge(offer, facts.read_file(given.facts_file))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 async def _plan(settings: Settings) -> int:

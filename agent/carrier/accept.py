@@ -282,7 +282,8 @@ class Listener:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
                 await tls.send(stream, accept_head(verdict.version))
             visitor.seated = True
-            link = Link(stream, request.rest, str(identity), visitor.peer, "accepted", verdict.version, holder.ends_at)
+            proven = str(identity), visitor.peer, "accepted", verdict.version, holder.ends_at, holder.ticket
+            link = Link(stream, request.rest, *proven)
             await self._hub.take(link)
         finally:
             guests.leave(visitor)

@@ -41,7 +41,8 @@ class DialConfig:
 
     `server_name` is what is sent as SNI and checked in the server's certificate. `wireguard_port` is the local device's
     UDP port; `relay_port` is the port on 127.0.0.1 that plays the peer's endpoint (0: choose, and say so in Ready).
-    `token_file` holds a bearer token, which is read again at every dial and sent to a server that has proved its name.
+    `token_file` holds a bearer token, which is read again at every dial and sent to a server that has proved its name. A one-time
+    token is made this machine's own there first (agent.onetime).
     """
 
     host: str
@@ -96,7 +97,8 @@ class Up:
     `identity` is the peer's URI SAN, `peer` its address as text, `via` the path in words ("CONNECT proxy.example:8443",
     "SNI proxy"). `replay` holds the last message of each type received on it, oldest first, when a daemon attaches to a
     carrier that is already running; `peer_version` is 0 for a conforming RFC 9298 peer that is not Rhizome.
-    `credential_ends_at` is when the peer's certificate or token ends, as time of day; None on the client.
+    `credential_ends_at` is when the peer's certificate or token ends, as time of day; None on the client. `ticket` is that of
+    the Admit, empty for a certificate.
     """
 
     stream: int
@@ -106,6 +108,7 @@ class Up:
     peer_version: int
     replay: tuple[str, ...] = ()
     credential_ends_at: float | None = None
+    ticket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +199,13 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """The token of this visit is good for this identity (as a URI SAN would have it), until `ends_at` (time of day)."""
+    """The token of this visit is good for this identity (as a URI SAN would have it), until `ends_at` (time of day). `ticket`
+    is a word of the daemon's, which comes back in the stream's Up, also to a daemon that attaches later."""
 
     visit: int
     identity: str
     ends_at: float
+    ticket: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class DialError(RemoteError):
 @dataclass(frozen=True, slots=True, eq=False)
 class Link:
     """An open tunnel, not yet pumped: `early` was read behind the head. `version` 0: the peer is not Rhizome.
-    `credential_ends_at`: when the peer's certificate or token ends, as time of day, where that matters."""
+    `credential_ends_at`: when the peer's certificate or token ends, as time of day, where that matters; `ticket`: see Admit."""
 
     stream: ssl.SSLSocket
     early: bytes
@@ -76,6 +76,7 @@ class Link:
     via: str
     version: int
     credential_ends_at: float | None = None
+    ticket: str = ""
 
 
 async def dial(config: DialConfig, credentials: tls.Credentials, hop: FirstHop | None = None) -> Link:

@@ -9,7 +9,17 @@ from agent.carrier import api
 from agent.companion.lines import Displaced, Hello, decode, digest, vocabulary
 
 #: The files outside this package and agent.companion that a carrier process runs; all of them together are its build.
-NEIGHBOURS = ("backoff.py", "errors.py", "exits.py", "identity.py", "logs.py", "model.py", "run.py")
+NEIGHBOURS = (
+    "backoff.py",
+    "errors.py",
+    "exits.py",
+    "files.py",
+    "identity.py",
+    "logs.py",
+    "model.py",
+    "onetime.py",
+    "run.py",
+)
 
 FromCarrier = Hello | Displaced | api.Event
 

@@ -21,6 +21,7 @@ from secrets import token_hex
 from agent.canary import Responder
 from agent.carrier.api import Close, Command, DialFailed, Down, Event, GetStats, Message, Ready, Stats, Up
 from agent.client.direct import TICK_S, DirectPath
+from agent.client.keeper import Keeper
 from agent.client.passage import Passage
 from agent.client.role import ClientRole, Guard, View, server_key
 from agent.dataplane import DataPlane
@@ -60,7 +61,8 @@ class Live:
 class Client:
     """One host's client. `run` returns when `stop` is set, and leaves the data plane and the carrier running.
 
-    `direct` is its second path, None for a role that has none.
+    `direct` is its second path, None for a role that has none; `keeper` keeps the server's credentials, None where a
+    certificate or somebody else's token says who we are.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Client:
         resync_s: float,
         software: str,
         direct: DirectPath | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.role = role
+        self.keeper = keeper
         self.plane = plane
         self.direct = direct
         keys = [(STREAM, plane.incarnation.public_key)]
@@ -234,6 +238,8 @@ class Client:
             if session.kicks[path] != self._kicks[path]:
                 spawn(self._kick(path), name=f"client.kick.{path}")
         self._kicks = session.kicks.copy()
+        if self.keeper is not None and session.grant is not None and session.grant.credential is not None:
+            spawn(self.keeper.keep(session.grant.credential), name="client.credential")
         if session.grant is not None or session.state is State.REFUSED:
             self._spoken.set()
         self.engine.wake()
@@ -295,6 +301,8 @@ class Client:
                 await self._look()
             if beat % GUARD_EVERY == 0:
                 self._ask_guard()
+                if self.keeper is not None:
+                    await self.keeper.retry()
             await asyncio.sleep(BEAT_S)
             had_grant = self.session.grant is not None
             self._say(self.session.tick(time.monotonic()))

@@ -44,6 +44,7 @@ class Seen:
     wall: float
     direct: SeenDirect | None = None
     unrenewed_s: float | None = None
+    unkept: str = ""
 
     @property
     def handshake_age_s(self) -> float | None:
@@ -67,7 +68,7 @@ def judge(seen: Seen) -> Judgement:
             stream=f"{failed.stage}: {failed.detail}" if failed else "",
             refusal=f"{seen.refusal.reason}: {seen.refusal.text}" if seen.refusal else "",
             host=seen.host_error or "; ".join(map(str, seen.route_refused)),
-            beyond=seen.dropped,
+            beyond=seen.dropped or seen.unkept,
         )
     )
 

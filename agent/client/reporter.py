@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from agent.certificate import expires_in_s
+from agent.certificate import expires_in_s, lifetime_s
 from agent.client import report
 from agent.client.client import Client
 from agent.daemon import software
@@ -56,6 +56,7 @@ class Reporter:
             wall=wall,
             direct=self._direct(now),
             unrenewed_s=session.unrenewed_s(now),
+            unkept=client.keeper.trouble if client.keeper is not None else "",
         )
         judgement = report.judge(seen)
         self._since = self._since.update(judgement.verdict, now)
@@ -81,6 +82,7 @@ class Reporter:
             ),
             certificate_expires_in_s=_left_s(self._certificate, wall),
             token_expires_in_s=_left_s(self._token, wall),
+            token_lifetime_s=lifetime_s(self._token) if self._token is not None else None,
             grant_expires_in_s=session.expires_in_s(now),
         )
 

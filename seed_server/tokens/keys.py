@@ -14,7 +14,7 @@ from pathlib import Path
 from joserfc.jwk import Key
 
 from agent.errors import BadMessage, HostError
-from seed_server.tokens.policy import TokenPolicy
+from seed_server.tokens.policy import Policy
 from seed_server.tokens.verify import JWKS_MAX_BYTES, Refused, UnknownKey, Verified, issuer_of, parse_jwks, verify
 
 log = logging.getLogger("rhizome.seed.tokens")
@@ -71,19 +71,20 @@ class KeyRing:
 
 
 class Verifier:
-    """Judges tokens of the policy's issuers. There is a ring for each of them."""
+    """Judges tokens of the policies' issuers. There is a ring for each of them; an issuer has one policy."""
 
-    def __init__(self, policy: TokenPolicy, rings: Mapping[str, KeyRing]) -> None:
-        self._policy = policy
+    def __init__(self, rings: Mapping[str, KeyRing], *policies: Policy) -> None:
         self._rings = rings
+        self._policies = {issuer: policy for policy in policies for issuer in policy.issuers}
 
     async def verify(self, token: str, wall: float) -> Verified:
         """Raises Refused. A key that is not known is asked for once more, as far as the issuer may be asked."""
-        ring = self._rings[issuer_of(token, self._policy)]
+        issuer = issuer_of(token, self._policies)
+        ring, policy = self._rings[issuer], self._policies[issuer]
         try:
-            return verify(token, await ring.keys(), self._policy, wall)
+            return verify(token, await ring.keys(), policy, wall)
         except UnknownKey:
-            return verify(token, await ring.keys(missed=True), self._policy, wall)
+            return verify(token, await ring.keys(missed=True), policy, wall)
 
 
 def file_source(path: Path) -> Source:

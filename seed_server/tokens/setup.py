@@ -7,16 +7,40 @@ from collections.abc import Callable
 
 from agent.carrier.api import Command
 from agent.identity import Identity, Role
+from seed_server.server import SeedServer
 from seed_server.settings import Settings
+from seed_server.tokens.desk import Desk
 from seed_server.tokens.discovery import discovery_source, issuer_context
 from seed_server.tokens.gate import Gate
 from seed_server.tokens.keys import FILE_REFRESH_S, REFRESH_S, KeyRing, Verifier, file_source
-from seed_server.tokens.policy import TokenPolicy
+from seed_server.tokens.own import Mint, Renewal
+from seed_server.tokens.policy import Policy, TokenPolicy
+from seed_server.tokens.spent import SpentTokens
 
 
-def gate(settings: Settings, send: Callable[[Command], None], wall: Callable[[], float]) -> Gate:
-    """Raises ConfigError for an unusable CA."""
-    return Gate(Verifier(policy(settings), _rings(settings)), send, wall)
+def gate(settings: Settings, send: Callable[[Command], None], wall: Callable[[], float], server: SeedServer) -> Gate:
+    """Also has the server's grants bring newer credentials. Raises ConfigError for an unusable CA, secret, file or directory."""
+    policies: list[Policy] = [policy(settings)]
+    rings, desk = _rings(settings), None
+    if settings.enrolment_secret is not None:
+        mint = Mint(settings.enrolment_secret, settings.control_plane, settings.enrolment_lifetime_s, wall)
+        policies.append(mint.policy)
+        (issuer,) = mint.policy.issuers
+        age_s = float(settings.oidc_max_age_s)
+        rings[issuer] = KeyRing(issuer, mint.jwks, time.monotonic, refresh_s=FILE_REFRESH_S, max_age_s=age_s)
+        server.live.renew = Renewal(mint, server.journal).credential
+        desk = _desk(settings, issuer, server)
+    return Gate(Verifier(rings, *policies), send, wall, desk)
+
+
+def _desk(settings: Settings, issuer: str, server: SeedServer) -> Desk | None:
+    if settings.enrolment_file is None or settings.enrolment_dir is None:
+        return None
+    spent = SpentTokens(settings.enrolment_dir)
+    spent.open()
+    # Half of a credential's life: then it is shown itself, on a stream of its own, and is renewed from there.
+    lasts_s = settings.enrolment_lifetime_s / 2
+    return Desk(settings.enrolment_file, spent, server.journal, server.warden, issuer=issuer, lasts_s=lasts_s)
 
 
 def policy(settings: Settings) -> TokenPolicy:

@@ -1,7 +1,6 @@
 """Is this token good here, and whose is it? The library knows JOSE; this module knows what we accept. No I/O, no clock.
 
-What is accepted: one signature by a key of the issuer's own set, found by its `kid`, with an algorithm of public keys
-(RFC 8725 section 3.1), `iss`, `aud`, `exp` and `sub` present, and times that fit within LEEWAY_S.
+What is accepted: one signature by a key of the issuer's own set, found by its `kid`, with an algorithm of the policy's, `iss`, `aud`, `exp` and `sub` present, and times that fit within LEEWAY_S.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from joserfc.jwk import ECKey, Key, RSAKey, import_key
 
 from agent.errors import BadMessage
 from agent.identity import Identity
-from seed_server.tokens.policy import TokenPolicy
+from seed_server.tokens.policy import Policy, TokenPolicy, ticket
 
-#: None of them is symmetric: whoever knows a public key must not be able to sign with it.
-ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 LEEWAY_S = 30
 JWKS_MAX_BYTES = 256 * 1024
 KEYS_MAX = 64
@@ -41,8 +38,8 @@ _EXPIRED = ("token_expired", "it has expired: is the file that it is read from s
 class Refused(Exception):
     """A token that is not good. `cause` is a short fixed word, the text is for its holder and repeats nothing of it."""
 
-    def __init__(self, cause: str, words: str, status: int = 401) -> None:
-        super().__init__(f"your token is refused: {words}")
+    def __init__(self, cause: str, words: str, status: int = 401, what: str = "your token") -> None:
+        super().__init__(f"{what} is refused: {words}")
         self.cause = cause
         self.status = status
 
@@ -50,18 +47,21 @@ class Refused(Exception):
 class UnknownKey(Refused):
     """Signed with a key that is not among those known: they may be worth reading again."""
 
-    def __init__(self) -> None:
-        super().__init__("token_key", "it is signed with a key that its issuer does not publish")
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(
+            "token_key", policy.words.get("token_key", "it is signed with a key that its issuer does not publish")
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """`ends_at` is the token's `exp`, as time of day. `token_id` is its `jti`, empty without one."""
+    """`ends_at` is the token's `exp`, as time of day. `token_id` is its `jti`, empty without one; `ticket` that of its Admit."""
 
     identity: Identity
     issuer: str
     ends_at: float
     token_id: str
+    ticket: str = ""
 
 
 def parse_jwks(text: bytes) -> Mapping[str, Key]:
@@ -102,34 +102,40 @@ def _public_key(row: Mapping[str, Any]) -> Key | None:
     return key if isinstance(key, ECKey) else None
 
 
-def issuer_of(token: str, policy: TokenPolicy) -> str:
-    """Whose keys have to be asked for, which proves nothing yet. Raises Refused."""
+def issuer_of(token: str, policies: Mapping[str, Policy]) -> str:
+    """Whose keys have to be asked for, which proves nothing yet. `policies` are by issuer. Raises Refused."""
     try:
         extracted = jws.extract_compact(token.encode("ascii"))
         claims = json.loads(extracted.payload)
         header = extracted.headers()
     except (JoseError, ValueError, RecursionError):
         raise Refused("token_malformed", "it is not a signed JSON Web Token") from None
-    if header.get("alg") not in ALGORITHMS:
-        raise Refused("token_algorithm", "it is not signed with a public-key algorithm that is accepted here")
+    if header.get("alg") not in TokenPolicy.algorithms:
+        raise _algorithm()
     issuer = claims.get("iss") if isinstance(claims, dict) else None
-    if issuer not in policy.issuers:
+    if not isinstance(issuer, str) or issuer not in policies:
         raise Refused(*_CLAIMS["iss"])
-    return str(issuer)
+    if header["alg"] not in policies[issuer].algorithms:
+        raise _algorithm()
+    return issuer
 
 
-def verify(token: str, keys: Mapping[str, Key], policy: TokenPolicy, now: float) -> Verified:
+def _algorithm() -> Refused:
+    return Refused("token_algorithm", "it is not signed with a public-key algorithm that is accepted here")
+
+
+def verify(token: str, keys: Mapping[str, Key], policy: Policy, now: float) -> Verified:
     """`now` is the time of day. Raises Refused, or UnknownKey when other keys may help."""
-    issuer = issuer_of(token, policy)
+    issuer = issuer_of(token, dict.fromkeys(policy.issuers, policy))
 
     def find(signature: Any) -> Key:
         kid = signature.headers().get("kid")
         if not isinstance(kid, str) or kid not in keys:
-            raise UnknownKey
+            raise UnknownKey(policy)
         return keys[kid]
 
     try:
-        claims = jwt.decode(token, find, algorithms=list(ALGORITHMS)).claims
+        claims = jwt.decode(token, find, algorithms=list(policy.algorithms)).claims
         jwt.JWTClaimsRegistry(
             now=int(now),
             leeway=LEEWAY_S,
@@ -139,22 +145,27 @@ def verify(token: str, keys: Mapping[str, Key], policy: TokenPolicy, now: float)
             exp={"essential": True},
         ).validate(claims)
     except ClaimError as exc:
-        raise _wrong_claim(exc) from None
+        raise _wrong_claim(exc, policy) from None
     except (JoseError, ValueError, TypeError):
         # The library's words may repeat what stands in the token.
-        raise Refused("token_signature", "its signature does not verify") from None
+        raise _refused("token_signature", "its signature does not verify", policy) from None
     if claims["exp"] <= now:
-        raise Refused(*_EXPIRED)  # the leeway is for what has not begun yet: nothing outlives its end
+        raise _refused(*_EXPIRED, policy)  # the leeway is for what has not begun yet: nothing outlives its end
     try:
         identity = policy.holder(claims)
     except ValueError as exc:
         raise Refused("token_subject", str(exc), status=403) from None
-    return Verified(identity, issuer, float(claims["exp"]), str(claims.get("jti", ""))[:128])
+    token_id = str(claims.get("jti", ""))[:128]
+    return Verified(identity, issuer, float(claims["exp"]), token_id, ticket(policy.kind, token))
 
 
-def _wrong_claim(exc: ClaimError) -> Refused:
+def _refused(cause: str, words: str, policy: Policy) -> Refused:
+    return Refused(cause, policy.words.get(cause, words))
+
+
+def _wrong_claim(exc: ClaimError, policy: Policy) -> Refused:
     if isinstance(exc, ExpiredTokenError):
-        return Refused(*_EXPIRED)
+        return _refused(*_EXPIRED, policy)
     if isinstance(exc, MissingClaimError):
         return Refused("token_claims", "it lacks one of iss, aud, sub and exp")
     claim = exc.claim if isinstance(exc, InvalidClaimError) else ""

@@ -16,7 +16,7 @@ JSON = st.recursive(
 )
 FIELDS = st.sampled_from(
     ["versions", "software", "public_keys", "offer", "version", "epoch", "addresses", "servers", "tunnel_networks", "carries",
-     "refused", "mtu", "keepalive_s", "lifetime_s", "direct", "public_key", "routes", "preshared_key", "reason", "text", "retry_after_s", "path", "health", "once", "silence_s"]
+     "refused", "mtu", "keepalive_s", "lifetime_s", "direct", "public_key", "routes", "preshared_key", "reason", "text", "retry_after_s", "path", "health", "once", "silence_s", "credential"]
 )  # fmt: skip
 TYPE = st.sampled_from(["enroll", "grant", "refuse", "facts", "drain", "else"])
 

@@ -41,6 +41,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["pki", "client", "--dir", pki, "--name", "node-1"]) == 0
     assert main(["pki", "sidecar", "--dir", pki, "--name", "kube-apiserver"]) == 0
     (place / "pki" / "proxy-credentials").write_text("user:password\n")
+    (place / "credential").mkdir()
+    (place / "credential" / "token").write_text("rzt1_" + "A" * 43)
     return place
 
 

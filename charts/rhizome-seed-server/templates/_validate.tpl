@@ -19,6 +19,14 @@
 {{- if and (or .Values.oidc.caKey .Values.oidc.jwksKey) (not .Values.oidc.configMapName) }}
 {{- fail "oidc.configMapName: required: the ConfigMap with oidc.caKey and oidc.jwksKey" }}
 {{- end }}
+{{- if .Values.enrolment.tokens.secretName }}
+{{- if not .Values.enrolment.signing.secretName }}
+{{- fail "enrolment.signing.secretName: required: a Secret to sign the credentials with that machines get for their tokens" }}
+{{- end }}
+{{- if not .Values.persistence.enabled }}
+{{- fail "enrolment.tokens: a token is good once, and a new pod has to know of it: it takes persistence.enabled" }}
+{{- end }}
+{{- end }}
 {{- if and .Values.egress.enabled (not .Values.egress.clientCA.secretName) }}
 {{- fail "egress.clientCA.secretName: required: without a CA of its clients nobody could be told from anybody; name a Secret with kube-apiserver's" }}
 {{- end }}
@@ -82,6 +90,12 @@
 {{- end }}
 {{- if .Values.direct.secretName }}
 {{- $_ := set $ours "direct_secret" (printf "/etc/rhizome/direct/%s" .Values.direct.key) }}
+{{- end }}
+{{- if .Values.enrolment.tokens.secretName }}
+{{- $_ := set $ours "enrolment_file" (printf "/etc/rhizome/enrolment/%s" .Values.enrolment.tokens.key) }}
+{{- end }}
+{{- if .Values.enrolment.signing.secretName }}
+{{- $_ := set $ours "enrolment_secret" (printf "/etc/rhizome/signing/%s" .Values.enrolment.signing.key) }}
 {{- end }}
 {{- if .Values.denyList.configMapName }}
 {{- $_ := set $ours "deny_file" (printf "/etc/rhizome/denied/%s" .Values.denyList.key) }}

@@ -10,6 +10,7 @@ import pytest
 from agent.errors import BadMessage
 from agent.messages import (
     MESSAGE_MAX_BYTES,
+    Credential,
     Direct,
     Drain,
     Enroll,
@@ -50,6 +51,9 @@ GRANT = Grant(
 )
 
 
+CREDENTIAL = Credential("eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl", "0a" * 32)
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -57,6 +61,7 @@ GRANT = Grant(
         Enroll(KEYS, OFFER, once=True),
         GRANT,
         replace(GRANT, silence_s=600.0),
+        replace(GRANT, credential=CREDENTIAL),
         Refuse("version", "too old", None),
         Refuse("busy", "later", 3.5),
         Facts(OFFER, "stream", "ok"),
@@ -125,6 +130,12 @@ def test_a_wrong_field_is_named(change: dict[str, Any], word: str) -> None:
         {"refused": [["only one"]]},
         {"silence_s": -1},
         {"silence_s": "600"},
+        {"credential": "eyJ.a.b"},
+        {"credential": {"token": "eyJ.a.b"}},
+        {"credential": {"token": "eyJ.a.b", "replaces": "0" * 63}},
+        {"credential": {"token": "eyJ.a", "replaces": "0" * 64}},
+        {"credential": {"token": "eyJ.a.b\nx", "replaces": "0" * 64}},
+        {"credential": {"token": "eyJ.a." + "b" * 2049, "replaces": "0" * 64}},
     ],
 )
 def test_a_grant_that_breaks_the_rules_is_not_taken(change: dict[str, Any]) -> None:
@@ -169,3 +180,9 @@ def test_the_preshared_key_shows_only_on_the_wire() -> None:
     secret = PresharedKey(b"k" * 32).reveal()
     assert secret in encode(GRANT)
     assert secret not in repr(GRANT) and secret not in str(GRANT)
+
+
+def test_the_credential_shows_only_on_the_wire() -> None:
+    grant = replace(GRANT, credential=CREDENTIAL)
+    assert CREDENTIAL.token in encode(grant)
+    assert CREDENTIAL.token not in repr(grant) and CREDENTIAL.token not in str(grant)

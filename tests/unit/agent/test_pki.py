@@ -195,17 +195,3 @@ def test_a_ca_of_somebody_else_names_no_control_plane(directory: Path) -> None:
         (directory / f"ca.{suffix}").write_bytes((directory / f"client-n.{suffix}").read_bytes())
     with pytest.raises(RhizomeError, match="names no control plane"):
         pki.issue(directory, Role.SHOOT_CLIENT, "m", now=NOW)
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "key"
-    target.write_text("old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        pki.write_atomically(target, b"new", 0o600)
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]

@@ -150,6 +150,9 @@ def settings_of(chart: str, found: list[Object], tmp_path: Path) -> Any:
             (root / name).write_text("-")
     if (root / "direct").exists():
         (root / "direct/direct.key").write_text("-" * 32)
+    if (root / "enrolment").exists():
+        (root / "enrolment/tokens.txt").write_text("# none yet\n")
+        (root / "signing/secret").write_text("-" * 32)
     if (root / "denied").exists():
         (root / "denied/denied").write_text("# nobody yet\n")
     path = root / "config.toml"
@@ -169,6 +172,7 @@ def test_the_daemon_takes_what_is_rendered(case: tuple[str, list[Object]], tmp_p
     assert str(got.runtime_dir) == "/run/rhizome" and "/run" in writable
     if chart == SEED:
         assert got.ipam_configmaps is not None or str(got.ipam_file.parent) in writable
+        assert got.enrolment_dir is None or str(got.enrolment_dir.parent) in writable
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert (ports["tunnel"], ports["metrics"]) == (got.listen[0].port, got.health_listen.port)
         assert ports.get("egress") == (got.egress_listen[0].port if got.egress_listen else None)
@@ -327,6 +331,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (SHOOT, {"tls": {"source": "token"}}, "tls.token.caSecret.name: required"),
     (SHOOT, {"tls": {"source": "token", "token": {"expirationSeconds": 60}}}, "Must be greater than or equal to 600"),
     (SEED, {"oidc": {"caKey": "ca.crt"}}, "oidc.configMapName: required"),
+    (SEED, {"enrolment": {"tokens": {"secretName": "t"}}}, "enrolment.signing.secretName: required"),
+    (SEED, {"enrolment": {"tokens": {"secretName": "t"}, "signing": {"secretName": "s"}}}, "it takes persistence.enabled"),
+    (SEED, {"settings": {"enrolment_dir": "/tmp"}}, "Additional property enrolment_dir is not allowed"),
     (SHOOT, {"podMonitor": {"enabled": True}}, "Prometheus could not reach it"),
     (SEED, LEDGER, "networkPolicy.apiServer.to: empty: the seed server could not reach the API server"),
     (SEED, {"ledger": {"enabled": True, "namespace": "ledgers"}, "networkPolicy": {"apiServer": API_SERVER}}, "ledger.name: required in a namespace of its own"),

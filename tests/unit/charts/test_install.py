@@ -7,15 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from agent.enrolment import find, parse
 from lab.helm import ROOT, SEED, SHOOT, objects, only, pod, text
+from seed_server.tokens.own import Mint
 
 PAGE = ROOT / "docs" / "install.md"
 EXAMPLES = ROOT / "examples" / "charts"
-SCRIPTS = ("seed.sh", "sidecar.sh", "shoot.sh", "uninstall-shoot.sh")
+SCRIPTS = ("seed.sh", "sidecar.sh", "shoot.sh", "enrol.sh", "uninstall-shoot.sh")
 
 #: `get nodes` answers; secrets have their files; everything is written down. `helm install` and `upgrade` render.
 KUBECTL = """#!/bin/sh
@@ -35,7 +38,7 @@ esac
 
 
 def shown(name: str) -> str:
-    language = "yaml" if name.endswith(".yaml") else "sh"
+    language = {".yaml": "yaml", ".toml": "toml"}.get(Path(name).suffix, "sh")
     return f"<!-- {name} -->\n```{language}\n{(ROOT / name).read_text()}```\n"
 
 
@@ -57,6 +60,25 @@ def test_the_sidecars_patch_is_where_the_script_looks() -> None:
     assert (
         "secretName: prometheus-vpn" in data["pod-patch.yaml"] and 'server_name = "vpn.example"' in data["config.toml"]
     )
+
+
+def test_the_tokens_are_where_the_seed_server_looks(installed: Path) -> None:
+    place = installed.parent
+    found = objects(text(SEED, *(EXAMPLES / name for name in ("seed-server.yaml", "enrolment.yaml"))))
+    settings = tomllib.loads(only(found, "ConfigMap", SEED)["data"]["config.toml"])
+    mounts = {m["name"]: m["mountPath"] for m in pod(found)["spec"]["containers"][0]["volumeMounts"]}
+    calls = installed.read_text()
+    for volume, setting, key in (
+        ("enrolment", "enrolment_file", "tokens.txt"),
+        ("signing", "enrolment_secret", "secret"),
+    ):
+        (name,) = [v["secret"]["secretName"] for v in pod(found)["spec"]["volumes"] if v["name"] == volume]
+        assert f"create secret generic {name} --from-file={key}=" in calls
+        assert settings[setting] == f"{mounts[volume]}/{key}"
+    (line,) = parse((place / "tokens.txt").read_text())
+    assert find([line], (place / "edge-1.token").read_text().strip()) == line
+    assert (place / "edge-1.token").stat().st_mode & 0o777 == 0o600
+    Mint(place / "signing-secret", "shoot--garden--a", 60.0, lambda: 0.0)
 
 
 def test_links_lead_somewhere() -> None:
@@ -92,7 +114,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_scripts_do_what_they_say(installed: Path) -> None:
     lines = installed.read_text().splitlines()
     secrets = [line for line in lines if " create secret " in line]
-    assert len(secrets) == 3 and not any("ca.key" in line for line in secrets)
+    assert len(secrets) == 5 and not any("ca.key" in line for line in secrets)
     (container,) = pod(objects(Path(f"{installed}.vpn.yaml").read_text()))["spec"]["containers"]
     assert container["args"][0] == SHOOT
     files = {entry["name"]: entry.get("value", "") for entry in container["env"]}

@@ -101,7 +101,7 @@ def shoot_status(certificate: Path) -> Any:
     )
     client = SimpleNamespace(
         live=live, session=session, responder=SimpleNamespace(age_s=lambda now: 0.1), passage=Passage(), mtu_bytes=1420,
-        plane=SimpleNamespace(ifname="rz-shoot"), direct=None,
+        plane=SimpleNamespace(ifname="rz-shoot"), direct=None, keeper=None,
     )  # fmt: skip
     choice = SimpleNamespace(kind=SimpleNamespace(value="kernel"), reason="")
     reporter: Any = ClientReporter(client, Role.SHOOT_CLIENT, "a", choice, certificate, certificate)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def test_every_event_has_only_fields_that_are_documented(event: str) -> None:
 
 
 def test_every_event_of_the_code_is_in_the_schema_and_the_other_way_round() -> None:
-    text = "".join(path.read_text() for path in (ROOT / "seed_server").glob("*.py") if path.name != "audit.py")
+    text = "".join(path.read_text() for path in (ROOT / "seed_server").rglob("*.py") if path.name != "audit.py")
     assert set(re.findall(r"journal\.note\(\s*logging\.\w+,\s*\"([a-z._]+)\"", text)) == set(SCHEMA)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
@@ -18,7 +18,7 @@ from agent.fakes.netstack import FakeNetStack
 from agent.fakes.wireguard import FakeWireGuard
 from agent.firewall import Firewall
 from agent.identity import Identity, Role
-from agent.messages import Drain, Enroll, Facts, Grant, Offer, Refuse, encode, parse
+from agent.messages import Credential, Drain, Enroll, Facts, Grant, Offer, Refuse, encode, parse
 from agent.model import IPAddress, PublicKey, networks
 from agent.run import cancel_all
 from seed_server.assignment import parts
@@ -421,3 +421,17 @@ async def test_a_new_preshared_key_is_on_the_device_before_the_client_is_told(ri
     assert told.preshared_key == peers[key("n1")].preshared_key != first.preshared_key
     assert peers[key("n2")].preshared_key == other.preshared_key
     assert rig.allowed() == carried and told.addresses == first.addresses
+
+
+async def test_a_grant_brings_the_credential_that_its_stream_is_due(rig: Rig) -> None:
+    asked: list[tuple[str, int, set[int]]] = []
+    credential = Credential("eyJ.a.b", "0a" * 32)
+
+    def renew(identity: Identity, up: Up, streams: Collection[int]) -> Credential | None:
+        asked.append((identity.name, up.stream, set(streams)))
+        return credential if identity.name == "n1" else None
+
+    rig.server.live.renew = renew
+    assert (await rig.joined(1, "n1")).credential == credential
+    assert (await rig.joined(2, "n2")).credential is None
+    assert asked == [("n1", 1, {1}), ("n2", 2, {1, 2})]

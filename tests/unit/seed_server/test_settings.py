@@ -31,6 +31,12 @@ def test_the_defaults_are_sound() -> None:
     assert settings.tls.key == "key"
 
 
+def test_clients_without_a_certificate_are_asked_for_where_they_can_be_believed() -> None:
+    assert not get().takes_tokens
+    assert get(oidc_issuers="https://a.example", oidc_subjects="x=shoot-client").takes_tokens
+    assert get(enrolment_secret="secret").takes_tokens, "who has enrolled stays when no new tokens are taken"
+
+
 def test_one_kind_of_network_is_enough() -> None:
     assert get(node_networks="", pod_networks="").shoot_networks()
 
@@ -39,6 +45,15 @@ def test_one_kind_of_network_is_enough() -> None:
     ("flags", "problem"),
     [
         ({"listen": ""}, "listen: empty: nobody could connect; give at least one address"),
+        (
+            {"enrolment_file": "tokens"},
+            "enrolment_file, enrolment_secret: nothing to sign the credentials with that machines get for their tokens: make a "
+            "file with `wg genkey`",
+        ),
+        (
+            {"enrolment_file": "tokens", "enrolment_secret": "secret", "enrolment_dir": ""},
+            "enrolment_file, enrolment_dir: nowhere to remember which tokens were used: name a directory on a disk that stays",
+        ),
         (
             {"tunnel_networks": ""},
             "tunnel_networks: empty: clients could get no address; leave it out to take the default",

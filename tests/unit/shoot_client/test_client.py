@@ -5,18 +5,21 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
 from agent.carrier.api import Close, Command, DialFailed, Down, Event, Message, Ready, Send, Up
 from agent.client.client import Client
+from agent.client.keeper import Keeper
 from agent.dataplane import DataPlane
+from agent.enrolment import digest_of
 from agent.fakes.host import FakeHost
 from agent.fakes.netstack import FakeNetStack
 from agent.fakes.wireguard import FakeWireGuard
 from agent.guard import Reason, Refusal
 from agent.identity import Identity, Role
-from agent.messages import Enroll, Facts, Grant, Offer, Refuse, encode, parse
+from agent.messages import Credential, Enroll, Facts, Grant, Offer, Refuse, encode, parse
 from agent.model import Endpoint, PresharedKey, PublicKey, networks
 from agent.run import cancel_all
 from agent.session import State
@@ -193,3 +196,20 @@ async def test_new_facts_are_told(rig: Rig) -> None:
     await rig.until("KEY in rig.peers")
     rig.client.set_offer(Offer())
     assert rig.said()[-1] == Facts(Offer())
+
+
+async def test_a_credential_is_kept_in_the_place_of_what_the_stream_was_opened_with(rig: Rig, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("rzt1_old")
+    rig.client.keeper = Keeper(file)
+    rig.connect(replace(GRANT, credential=Credential("eyJ.a.b", digest_of("rzt1_old"))))
+    async with asyncio.timeout(3):
+        while file.read_text() != "eyJ.a.b\n":
+            await asyncio.sleep(0.005)
+
+
+async def test_a_client_that_cannot_keep_its_credential_says_so(rig: Rig, tmp_path: Path) -> None:
+    rig.client.keeper = Keeper(tmp_path / "missing")
+    rig.connect(replace(GRANT, credential=Credential("eyJ.a.b", digest_of("rzt1_old"))))
+    await rig.until("rig.client.keeper.trouble")
+    assert "cannot be kept in" in rig.client.keeper.trouble

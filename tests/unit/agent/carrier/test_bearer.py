@@ -14,6 +14,7 @@ from agent.carrier.api import Admit, DialFailed, Presented, TlsFiles, Turn, Up
 from agent.carrier.bearer import TOKEN_MAX_CHARS, read_token, token_of
 from agent.carrier.upgrade import Rejection, Request, upgrade_exchange
 from agent.errors import ConfigError
+from agent.onetime import parts
 from lab import loopback
 from lab.loopback import SERVER_NAME, Client, Echo, Pki, Server
 
@@ -177,3 +178,48 @@ def test_what_is_no_token_file(tmp_path: Path, text: str) -> None:
     assert not text or text not in str(raised.value)
     with pytest.raises(ConfigError, match="No such file"):
         read_token(str(tmp_path / "missing"))
+
+
+ONE_TIME = "rzt1_" + "A" * 43
+
+
+def test_a_one_time_token_is_made_ours_before_anybody_sees_it(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(ONE_TIME + "\n")
+    shown = read_token(str(file))
+    known = parts(shown)
+    assert known is not None and known[0] == ONE_TIME
+    assert file.read_text() == f"{shown}\n" and file.stat().st_mode & 0o777 == 0o600
+    assert read_token(str(file)) == shown, "the same one at each dial"
+    (tmp_path / "other").write_text(ONE_TIME)
+    assert read_token(str(tmp_path / "other")) != shown, "another one on each machine"
+
+
+@pytest.mark.parametrize("text", ["rzt1_short", ONE_TIME + ".x", ONE_TIME + "A"])
+def test_a_one_time_token_that_is_not_whole(tmp_path: Path, text: str) -> None:
+    (tmp_path / "token").write_text(text)
+    with pytest.raises(ConfigError, match="copy it again") as raised:
+        read_token(str(tmp_path / "token"))
+    assert text not in str(raised.value)
+
+
+def test_a_one_time_token_is_not_shown_when_nothing_could_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text(ONE_TIME)
+    (tmp_path / "link").symlink_to(tmp_path / "token")
+    with pytest.raises(ConfigError, match="symbolic link"):
+        read_token(str(tmp_path / "link"))
+
+    def fail(path: Path, data: bytes, mode: int) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(bearer, "write_atomically", fail)
+    with pytest.raises(ConfigError, match="Read-only file system: give the client a directory of its own"):
+        read_token(str(tmp_path / "token"))
+
+
+async def test_the_daemons_ticket_comes_back_with_the_stream(server: Server, client: Client) -> None:
+    asked = await server.record.until(Presented)
+    server.downlink.answer(Admit(asked.visit, NODE, 1_900_000_000.0, "own abc"))
+    assert (await server.record.until(Up)).ticket == "own abc"

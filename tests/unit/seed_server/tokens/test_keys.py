@@ -26,7 +26,7 @@ class Rig:
         self.asked = 0
         self.now = 1000.0
         ring = KeyRing(ISSUER, self.source, lambda: self.now, refresh_s=300.0, max_age_s=3600.0)
-        self.verifier = Verifier(POLICY, {ISSUER: ring})
+        self.verifier = Verifier({ISSUER: ring}, POLICY)
 
     async def source(self) -> bytes:
         self.asked += 1
