@@ -30,6 +30,7 @@ from agent.run import spawn
 log = logging.getLogger("rhizome.engine")
 
 LONG_PASS_S = 0.1
+PAUSE_MAX_S = 0.5
 #: A device with so many peers is not read in each pass.
 MANY_PEERS = 256
 
@@ -193,8 +194,7 @@ class Engine:
                     async with self._settled:
                         self._reached = self._begun
                         self._settled.notify_all()
-                if took_s > LONG_PASS_S:
-                    await asyncio.sleep(took_s / 2)  # thousands of peers: what comes meanwhile is done together
+                await asyncio.sleep(self._pause_s(took_s))
                 try:
                     await asyncio.wait_for(self._wake.wait(), delay)
                 except TimeoutError:
@@ -205,6 +205,13 @@ class Engine:
                     )  # our own half-done changes wake us: do not spin on a failing step
         finally:
             watcher.cancel()
+
+    def _pause_s(self, took_s: float) -> float:
+        """With thousands of peers, what comes in a while is done together: all else that this process does needs its time, too.
+        A pass that had nothing to read did nothing but think."""
+        if self._remembered:
+            return min(PAUSE_MAX_S, 2 * took_s)
+        return took_s / 2 if took_s > LONG_PASS_S else 0.0
 
     async def once(self) -> Pass:
         """One pass. Never raises RhizomeError: it stands in the result. A ConfigError there means that we give up on nothing,
