@@ -19,7 +19,7 @@ import socket
 import ssl
 
 from agent.carrier import tls
-from agent.carrier.api import ListenConfig
+from agent.carrier.api import SYMBOLIC_TARGET, ListenConfig
 from agent.carrier.bearer import Holder, Inquiries, token_of
 from agent.carrier.connect import SocketAddress
 from agent.carrier.crowd import Room, Visitor
@@ -278,12 +278,16 @@ class Listener:
             if by_certificate and field(request.headers, "authorization") is not None:
                 words = "you showed a certificate and a token: one of them says who you are, leave out the other"
                 raise _TurnedAway.by(Rejection(400, "two_credentials", words, "http_request_denied"))
-            self._prepare(str(identity))
+            port = self._config.port_of(verdict.target)
+            if port is None:
+                words = f"there is no device {verdict.target} any more, ask for {SYMBOLIC_TARGET}"
+                raise _TurnedAway.by(Rejection(403, "target", words, "destination_ip_prohibited"))
+            self._prepare(str(identity), port)
             async with asyncio.timeout(HEAD_TIMEOUT_S):
                 await tls.send(stream, accept_head(verdict.version))
             visitor.seated = True
             proven = str(identity), visitor.peer, "accepted", verdict.version, holder.ends_at, holder.ticket
-            link = Link(stream, request.rest, *proven)
+            link = Link(stream, request.rest, *proven, port)
             await self._hub.take(link)
         finally:
             guests.leave(visitor)
@@ -305,9 +309,9 @@ class Listener:
             failure = tls.server_failure(exc)
             raise _TurnedAway(failure.cause, failure.words) from exc
 
-    def _prepare(self, identity: str) -> None:
+    def _prepare(self, identity: str, port: int) -> None:
         try:
-            self._hub.prepare(identity)
+            self._hub.prepare(identity, port)
         except HostError as exc:
             rejection = Rejection(503, "full", str(exc), "connection_limit_reached")
             raise _TurnedAway.by(rejection) from exc

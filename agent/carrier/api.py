@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+#: The name of the one WireGuard device of a server, or of the one that is preferred.
+SYMBOLIC_TARGET = "wg"
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
@@ -43,6 +46,7 @@ class DialConfig:
     UDP port; `relay_port` is the port on 127.0.0.1 that plays the peer's endpoint (0: choose, and say so in Ready).
     `token_file` holds a bearer token, which is read again at every dial and sent to a server that has proved its name. A one-time
     token is made this machine's own there first (agent.onetime).
+    `target` is which of the server's devices the stream is to lead to, by its name (`ListenConfig.targets`).
     """
 
     host: str
@@ -54,6 +58,7 @@ class DialConfig:
     proxies: tuple[Proxy, ...] = ()
     expected_identity: str | None = None  # URI SAN the server's certificate must carry; None: any under the CA
     token_file: str | None = None
+    target: str = SYMBOLIC_TARGET
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class ListenConfig:
     """Server side. `control_plane` is the trust domain a client's URI SAN must be in: `spiffe://<control_plane>/...`.
 
     `tokens`: a client without a certificate may show a bearer token, which the daemon is asked about.
+    `targets` are the names of devices that a client may ask for, and their ports; `wireguard_port` is for those who name none.
     """
 
     addresses: tuple[tuple[str, int], ...]
@@ -70,6 +76,15 @@ class ListenConfig:
     max_streams: int = 10_000
     max_unauthenticated: int = 64
     tokens: bool = False
+    targets: tuple[tuple[str, int], ...] = ()
+
+    def port_of(self, target: str) -> int | None:
+        """The UDP port of the device with this name, None where there is none."""
+        return self.wireguard_port if target == SYMBOLIC_TARGET else dict(self.targets).get(target)
+
+    def ports(self) -> frozenset[int]:
+        """Of all devices."""
+        return frozenset((self.wireguard_port, *(port for _, port in self.targets)))
 
 
 # Events, carrier -> daemon. `stream` names a stream for as long as the carrier process lives; numbers are never reused.
@@ -98,7 +113,7 @@ class Up:
     "SNI proxy"). `replay` holds the last message of each type received on it, oldest first, when a daemon attaches to a
     carrier that is already running; `peer_version` is 0 for a conforming RFC 9298 peer that is not Rhizome.
     `credential_ends_at` is when the peer's certificate or token ends, as time of day; None on the client. `ticket` is that of
-    the Admit, empty for a certificate.
+    the Admit, empty for a certificate. `wireguard_port` is that of the device that a server's stream leads to; 0 on the client.
     """
 
     stream: int
@@ -109,6 +124,7 @@ class Up:
     replay: tuple[str, ...] = ()
     credential_ends_at: float | None = None
     ticket: str = ""
+    wireguard_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,8 @@ class DialError(RemoteError):
 @dataclass(frozen=True, slots=True, eq=False)
 class Link:
     """An open tunnel, not yet pumped: `early` was read behind the head. `version` 0: the peer is not Rhizome.
-    `credential_ends_at`: when the peer's certificate or token ends, as time of day, where that matters; `ticket`: see Admit."""
+    `credential_ends_at`: when the peer's certificate or token ends, as time of day, where that matters; `ticket`: see Admit.
+    `port`: on the server, that of the WireGuard device."""
 
     stream: ssl.SSLSocket
     early: bytes
@@ -77,6 +78,7 @@ class Link:
     version: int
     credential_ends_at: float | None = None
     ticket: str = ""
+    port: int = 0
 
 
 async def dial(config: DialConfig, credentials: tls.Credentials, hop: FirstHop | None = None) -> Link:
@@ -204,7 +206,7 @@ async def _upgrade(config: DialConfig, stream: ssl.SSLSocket) -> tuple[Response,
         token = read_token(config.token_file) if config.token_file is not None else None
     except ConfigError as exc:
         raise DialError(Stage.UPGRADE, str(exc), final=True) from exc
-    exchange = upgrade_exchange(authority(config.server_name, config.port), token)
+    exchange = upgrade_exchange(authority(config.server_name, config.port), token, config.target)
     try:
         with _stage(Stage.UPGRADE, config.server_name):
             async with asyncio.timeout(UPGRADE_TIMEOUT_S):

@@ -23,18 +23,17 @@ class Downlink:
         self.config = config
         self._streams = streams
         self._turned = Turnaways(publish)
-        self._hub = Hub(streams, config.wireguard_port, config.max_streams)
+        self._hub = Hub(streams, config.max_streams)
         self._inquiries = Inquiries(publish)
         self._listener = Listener(config, self._hub, self._turned, self._inquiries)
 
     def reconfigure(self, config: ListenConfig) -> None:
-        """Streams stay, unless they lead to another WireGuard port or belong to another control plane now."""
+        """Streams stay, unless they lead to a WireGuard port that is none any more, or belong to another control plane now."""
         self._listener.reconfigure(config)
         old, self.config = self.config, config
         self._hub.max_streams = config.max_streams
-        if (old.wireguard_port, old.control_plane) != (config.wireguard_port, config.control_plane):
-            self._hub.close("replaced", "the server's configuration has changed")
-            self._hub.wireguard_port = config.wireguard_port
+        keep = config.ports() if old.control_plane == config.control_plane else frozenset[int]()
+        self._hub.close("replaced", "the server's configuration has changed", keep=keep)
 
     def redial(self) -> None:
         """A server dials nobody."""

@@ -118,7 +118,7 @@ def _check(config: DialConfig | ListenConfig) -> None:
         ports = [config.port, *(proxy.port for proxy in config.proxies), config.wireguard_port, config.relay_port]
         hosts = []
     else:
-        ports = [config.wireguard_port, *(port for _, port in config.addresses)]
+        ports = [*config.ports(), *(port for _, port in config.addresses)]
         hosts = [host for host, _ in config.addresses]
     problems = [f"{port} is no port" for port in ports if not 0 <= port <= 65535]
     for host in hosts:

@@ -65,7 +65,17 @@ class Streams:
             on_closed=partial(self._on_closed, number),
             on_worn=on_worn,
         )
-        up = Up(number, link.identity, link.peer, link.via, link.version, (), link.credential_ends_at, link.ticket)
+        up = Up(
+            number,
+            link.identity,
+            link.peer,
+            link.via,
+            link.version,
+            (),
+            link.credential_ends_at,
+            link.ticket,
+            link.port,
+        )
         self._live[number] = _Stream(up, relay, _now(), on_end)
         fields = {"event": "stream.up", "stream": number, "identity": link.identity, "peer": link.peer}
         log.info("stream %d is up: %s at %s, %s", number, link.identity or "nobody", link.peer, link.via, extra=fields)

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 import h11
 
+from agent.carrier.api import SYMBOLIC_TARGET
 from agent.errors import BadMessage
 from agent.identity import Identity, Role
 
@@ -27,10 +28,11 @@ HEAD_MAX_BYTES = 16 * 1024
 VERSION = 1
 TOKEN = "connect-udp"
 WELL_KNOWN = "/.well-known/masque/udp/"
-#: The server has one target. A client does not know its port and says this name; the port beside it means nothing then.
-SYMBOLIC_HOST = "wg"
+#: The server's targets are its WireGuard devices, of which there are two while its key is replaced. A client does not know their
+#: ports and says a name: this one, or this one with the key's mark; the port beside it means nothing then.
+SYMBOLIC_HOST = SYMBOLIC_TARGET
 SYMBOLIC_PORT = 51820
-_TARGET_HOSTS = (SYMBOLIC_HOST, "127.0.0.1")
+_SYMBOLIC = re.compile(rf"{SYMBOLIC_HOST}(-[0-9a-f]{{8}})?", re.ASCII)
 _WORDS_MAX = 256
 
 Headers = tuple[tuple[str, str], ...]
@@ -139,12 +141,13 @@ def printable(text: str) -> str:
 # The client's side
 
 
-def upgrade_exchange(authority: str, token: str | None = None) -> Exchange:
-    """The request for the tunnel. `authority` is the server's name and port, `token` goes where there is no certificate."""
+def upgrade_exchange(authority: str, token: str | None = None, target: str = SYMBOLIC_HOST) -> Exchange:
+    """The request for the tunnel. `authority` is the server's name and port, `token` goes where there is no certificate, `target`
+    names the server's device."""
     bearer = (("Authorization", f"Bearer {token}"),) if token is not None else ()
     return Exchange(
         "GET",
-        f"{WELL_KNOWN}{SYMBOLIC_HOST}/{SYMBOLIC_PORT}/",
+        f"{WELL_KNOWN}{target}/{SYMBOLIC_PORT}/",
         (
             ("Host", authority),
             ("Connection", "Upgrade"),
@@ -195,9 +198,11 @@ def in_words(response: Response) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """`version` 0: a conforming RFC 9298 peer without our extensions, which gets datagrams and nothing else."""
+    """`version` 0: a conforming RFC 9298 peer without our extensions, which gets datagrams and nothing else. `target` is the name
+    of the device."""
 
     version: int
+    target: str = SYMBOLIC_HOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +239,7 @@ def judge_identity(uri: str, control_plane: str, credential: str) -> Identity | 
 
 
 def judge_request(request: Request, wireguard_port: int) -> Accepted | Rejection:
-    """Whether a request gets the tunnel to 127.0.0.1:`wireguard_port`, the only target there is."""
+    """Whether a request gets a tunnel to a WireGuard device of ours: by name, or the one at 127.0.0.1:`wireguard_port`."""
     if request.http_version != "1.1":
         return _malformed(f"HTTP/{request.http_version} cannot be upgraded, speak HTTP/1.1")
     path = re.sub(r"^https?://[^/]*", "", request.target, flags=re.IGNORECASE)
@@ -252,26 +257,27 @@ def judge_request(request: Request, wireguard_port: int) -> Accepted | Rejection
     host, port = unquote(segments[0]).lower(), int(segments[1])
     if not host or not 1 <= port <= 65535:
         return _malformed(f"the path is {WELL_KNOWN}HOST/PORT/")
-    if host not in _TARGET_HOSTS or (host != SYMBOLIC_HOST and port != wireguard_port):
+    named = _SYMBOLIC.fullmatch(host) is not None
+    if not named and (host, port) != ("127.0.0.1", wireguard_port):
         words = f"this is no open proxy: the only target is {SYMBOLIC_HOST}"
         return Rejection(403, "target", words, "destination_ip_prohibited")
-    return _judge_version(field(request.headers, "rhizome-version"))
+    return _judge_version(field(request.headers, "rhizome-version"), host if named else SYMBOLIC_HOST)
 
 
 _VERSION = re.compile(r"([0-9]{1,3})(?:; ?min=([0-9]{1,3}))?(?:; ?[a-z][a-z0-9=]*)*", re.ASCII)
 
 
-def _judge_version(text: str | None) -> Accepted | Rejection:
+def _judge_version(text: str | None, target: str) -> Accepted | Rejection:
     """`3` speaks versions 1 to 3, `3;min=2` needs 2 at least."""
     if text is None:
-        return Accepted(0)
+        return Accepted(0, target)
     match = _VERSION.fullmatch(text)
     if match is None or int(match[1]) < 1:
         return _malformed(f"Rhizome-Version {printable(text)} is not a number, or a number and ;min=")
     if match[2] is not None and int(match[2]) > VERSION:
         words = f"you need Rhizome-Version {int(match[2])}, this server speaks {VERSION}: upgrade the server first"
         return Rejection(501, "version", words, "http_request_denied")
-    return Accepted(min(int(match[1]), VERSION))
+    return Accepted(min(int(match[1]), VERSION), target)
 
 
 def accept_head(version: int) -> bytes:

@@ -61,12 +61,15 @@ class Uplink:
         return self._port.stats()
 
     def runs(self, config: DialConfig) -> bool:
-        """Whether `config` asks for nothing that is not so already."""
-        return config in (
+        """Whether `config` asks for nothing that is not so already. Another target counts from the next dial on."""
+        same = replace(config, target=self.config.target) in (
             self.config,
             replace(self.config, relay_port=0),
             replace(self.config, relay_port=self.relay_port),
         )
+        if same:
+            self.config = replace(self.config, target=config.target)
+        return same
 
     def reconfigure(self, config: DialConfig) -> None:
         """Change over to another configuration; the stream of the old one stays until the new one's is up.

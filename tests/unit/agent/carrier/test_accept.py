@@ -572,6 +572,37 @@ async def test_another_wireguard_port_ends_the_streams(server: Server, pki: Pki)
                 await again.gets(DATAGRAM)
 
 
+async def test_a_client_may_have_a_stream_to_each_device_and_the_one_that_goes_takes_only_its_own(
+    server: Server, pki: Pki
+) -> None:
+    named = upgrade_exchange(SERVER_NAME, target="wg-0a1b2c3d").request
+    with Echo() as other:
+        config = server.downlink.config
+        both = replace(config, targets=(("wg-0a1b2c3d", other.port),))
+        server.downlink.reconfigure(both)
+        async with tls_client(server, pki.client()) as first, tls_client(server, pki.client()) as second:
+            await first.says(REQUEST + DATAGRAM)
+            await first.gets(DATAGRAM)
+            await second.says(named + DATAGRAM)
+            await second.gets(DATAGRAM)
+            await server.record.until(Up, 2)
+            assert {up.wireguard_port for up in server.record.of(Up)} == {config.wireguard_port, other.port}
+            assert not server.record.of(Down), "the second stream does not take the first one's place"
+            server.downlink.reconfigure(replace(both, wireguard_port=other.port))
+            down = await server.record.until(Down)
+            assert [up.wireguard_port for up in server.record.of(Up) if up.stream == down.stream] == [
+                config.wireguard_port
+            ]
+            await second.says(DATAGRAM)
+            await second.gets(DATAGRAM)
+
+
+async def test_a_device_that_is_not_there_any_more_is_refused_in_words(server: Server, pki: Pki) -> None:
+    async with tls_client(server, pki.client()) as raw:
+        await raw.says(upgrade_exchange(SERVER_NAME, target="wg-ffffffff").request)
+        assert (await raw.hears()).startswith("HTTP/1.1 403 there is no device wg-ffffffff any more, ask for wg")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="marking a socket needs CAP_NET_ADMIN")
 async def test_the_listener_and_what_it_accepts_carry_the_tunnels_mark(server: Server, pki: Pki) -> None:
     (listening,) = server.downlink._listener._sockets.values()

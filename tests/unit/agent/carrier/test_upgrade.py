@@ -93,9 +93,17 @@ def test_the_tunnel_is_given_for_our_own_target(target: str) -> None:
     assert judge(request(target)) == Accepted(0)
 
 
+def test_a_device_is_asked_for_by_its_name() -> None:
+    assert judge(request("/.well-known/masque/udp/wg-0a1b2c3d/51820/")) == Accepted(0, "wg-0a1b2c3d")
+    assert judge(upgrade_exchange("seed.test", target="wg-0a1b2c3d").request) == Accepted(VERSION, "wg-0a1b2c3d")
+
+
 @pytest.mark.parametrize(
     ("target", "status", "cause"),
     [
+        ("/.well-known/masque/udp/wg-0a1b2c3/51820/", 403, "target"),
+        ("/.well-known/masque/udp/wg-0a1b2c3d0/51820/", 403, "target"),
+        ("/.well-known/masque/udp/wg-evil.test/51820/", 403, "target"),
         ("/.well-known/masque/udp/127.0.0.1/22/", 403, "target"),
         ("/.well-known/masque/udp/127.0.0.2/51820/", 403, "target"),
         ("/.well-known/masque/udp/169.254.169.254/80/", 403, "target"),

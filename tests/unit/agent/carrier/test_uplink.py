@@ -236,6 +236,13 @@ async def test_another_wireguard_port_keeps_the_relay_port(client: Client) -> No
         await other.exchange(before)
 
 
+async def test_another_target_counts_from_the_next_stream_on(client: Client) -> None:
+    config = replace(client.uplink.config, target="wg-0a1b2c3d")
+    assert client.uplink.runs(config) and client.uplink.config == config
+    await asyncio.sleep(0.1)
+    assert len(client.record.of(Up)) == 1 and not client.record.of(Down)
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
