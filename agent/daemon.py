@@ -69,9 +69,12 @@ async def retire(on: Base, ifname: str) -> None:
 
 
 @asynccontextmanager
-async def carrier(settings: RoleSettings, config: DialConfig | ListenConfig) -> AsyncIterator[CarrierClient]:
-    """The role's carrier process, started or adopted. It goes on when this context ends."""
-    client = await CarrierClient.start(carrier_socket(settings.runtime_dir, settings.ifname), config)
+async def carrier(
+    settings: RoleSettings, config: DialConfig | ListenConfig, ifname: str | None = None
+) -> AsyncIterator[CarrierClient]:
+    """The role's carrier process, started or adopted. It goes on when this context ends. `ifname`: the device that it is for,
+    None for the one of the settings."""
+    client = await CarrierClient.start(carrier_socket(settings.runtime_dir, ifname or settings.ifname), config)
     try:
         yield client
     finally:

@@ -7,22 +7,28 @@ the sessions go on. A device that had to be made anew has no sessions, so it get
 from __future__ import annotations
 
 import logging
+import re
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from agent.engine import Engine, Pass, observe
 from agent.errors import ConfigError
+from agent.generations import Names
 from agent.host import NetStack, WireGuard
 from agent.keys import generate_private_key, public_key
 from agent.model import FWMARK, IFALIAS_PREFIX, Device, DeviceState, PrivateKey, PublicKey, Route, Tunnel
 
 log = logging.getLogger("rhizome.dataplane")
 
+_EPOCH = re.compile(r"[0-9a-f]{16}", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True)
 class Incarnation:
-    """What makes a device this device. `epoch` is 8 hex digits, new whenever the device is."""
+    """What makes a device this device. `epoch` is new whenever the device is: 8 hex digits that say when its key was made, as time
+    of day in seconds, and 8 random ones."""
 
     private_key: PrivateKey
     public_key: PublicKey
@@ -34,8 +40,8 @@ class Incarnation:
         return cls(key, public_key(key), _new_epoch())
 
 
-def _new_epoch() -> str:
-    return secrets.token_hex(4)
+def _new_epoch(born: float | None = None) -> str:
+    return f"{int(time.time() if born is None else born) & 0xFFFFFFFF:08x}{secrets.token_hex(4)}"
 
 
 class DataPlane:
@@ -53,6 +59,7 @@ class DataPlane:
         self.adopted = adopted
         self.adopted_routes: frozenset[Route] = frozenset()
         self._known = adopted is not None
+        self._found = time.time()
 
     @classmethod
     async def open(
@@ -84,6 +91,12 @@ class DataPlane:
         plane.adopted_routes = frozenset(route for route in observed.tunnel.routes if route.ifname == ifname)
         return plane
 
+    @property
+    def born(self) -> float:
+        """When the key was made, as time of day; when the device was found, where it does not say so."""
+        epoch = self.incarnation.epoch
+        return float(int(epoch[:8], 16)) if _EPOCH.fullmatch(epoch) else self._found
+
     def engine(self, desired: Callable[[], Tunnel], on_pass: Callable[[Pass], None], resync_s: float) -> Engine:
         return Engine(self.wg, self.net, desired, on_pass, resync_s=resync_s)
 
@@ -104,7 +117,7 @@ class DataPlane:
             return False
         again, self._known = self._known, True
         if again:
-            self.incarnation = replace(self.incarnation, epoch=_new_epoch())
+            self.incarnation = replace(self.incarnation, epoch=_new_epoch(self.born))
             log.warning(
                 "device %s was gone and is made anew",
                 self.ifname,
@@ -115,3 +128,15 @@ class DataPlane:
     async def read(self) -> DeviceState | None:
         """Peers' handshakes and counters as of now; None without a device."""
         return await self.wg.read(self.ifname)
+
+
+async def open_both(first: DataPlane, names: Names) -> tuple[DataPlane, DataPlane | None]:
+    """The devices that an earlier run has left, the older one first. Without any, `first` is to be made. Raises ConfigError
+    when the second name belongs to somebody else."""
+    second = await DataPlane.open(first.wg, first.net, names.second, first.role)
+    if second.adopted is None:
+        return first, None
+    if first.adopted is None:
+        return second, None
+    old, new = sorted((first, second), key=lambda plane: plane.born)
+    return old, new

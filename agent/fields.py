@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -66,3 +67,11 @@ def only_text(value: Any) -> str:
 
 def prefixes(body: Mapping[str, Any], field: str) -> tuple[IPNetwork, ...]:
     return items(body, field, lambda v: networks([only_text(v)])[0], "a list of canonical prefixes")
+
+
+def matching(body: Mapping[str, Any], field: str, shape: re.Pattern[str], want: str) -> str:
+    """Text of one shape; empty when it is not there."""
+    text = string(body, field)
+    if text and not shape.fullmatch(text):
+        raise wrong(field, want)
+    return text

@@ -10,6 +10,7 @@ accepts nothing that another table of the host drops. Its parts, in the order in
 - `transit`: on a hub, what one peer of the tunnel may open through this host to another. It is looked at before "established",
   so that a right that was taken away ends its connections too; and nothing that did not come out of the tunnel is
   forwarded into it.
+- `output`: on a hub, what carries TUNNEL_MARK leaves by the tunnel or not at all.
 - `clamp`: TCP SYNs in both directions promise no more than the tunnel's MTU carries (RFC 4459 section 3.2).
 - `arrived` and `departed`, after everybody else's chains: what was let in and is not counted here was dropped by another firewall.
   That holds because `input` and `forward` come before the chains of others: of two with one priority the younger would be first.
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 
 from agent.errors import ConfigError
-from agent.model import MTU_MAX_BYTES, MTU_MIN_BYTES, IPAddress, IPNetwork
+from agent.model import FWMARK_MASK, MTU_MAX_BYTES, MTU_MIN_BYTES, TUNNEL_MARK, IPAddress, IPNetwork
 
 TABLE = "rhizome"
 #: Named counters of the table, and what a packet on each of them was.
@@ -96,7 +97,7 @@ class Firewall:
     `masquerade`: destinations (again before DNAT) that see this host's address instead of the initiator's; those of
     `unmasked`, which may be parts of them, do not.
     `local_ports`: UDP ports that only this host may send to, as WireGuard's is when all packets come by way of the relay.
-    `doors`: UDP ports for others than this host. `mtu_bytes`: the smallest MTU of `devices`. `hub`: the device that leads to the destinations of `transits`, None where
+    `doors`: UDP ports for others than this host. `mtu_bytes`: the smallest MTU of `devices`. `hubs`: the devices that lead to the destinations of `transits`, none where
     nothing is forwarded from the tunnel into the tunnel. `unreachable`: what of those destinations is refused for now.
     """
 
@@ -109,7 +110,7 @@ class Firewall:
     local_ports: frozenset[int] = frozenset()
     mtu_bytes: int = 1420
     doors: frozenset[Door] = frozenset()
-    hub: str | None = None
+    hubs: frozenset[str] = frozenset()
     transits: frozenset[Transit] = frozenset()
     unreachable: Unreachable = ALL_REACHABLE
 
@@ -123,6 +124,7 @@ def render(firewall: Firewall) -> str:
         *_spoofing(firewall),
         *_access(firewall),
         *_transit(firewall),
+        *_kept_in(firewall),
         *_clamp(firewall),
         *_masquerade(firewall),
         *_passage(firewall),
@@ -132,9 +134,9 @@ def render(firewall: Firewall) -> str:
 
 
 def _problems(firewall: Firewall) -> Iterator[str]:
-    if firewall.hub is not None and firewall.hub not in firewall.devices:
-        yield f"firewall: the hub {firewall.hub!r} is none of the devices"
-    if firewall.transits and firewall.hub is None:
+    for hub in sorted(firewall.hubs - firewall.devices):
+        yield f"firewall: the hub {hub!r} is none of the devices"
+    if firewall.transits and not firewall.hubs:
         yield "firewall: transits without a hub lead nowhere"
     if not firewall.devices:
         yield "firewall: no device is named, so nothing would be filtered"
@@ -174,8 +176,8 @@ def _access(firewall: Firewall) -> Iterator[list[str]]:
             *(f"{family} saddr {prefix} return" for family, prefix in _prefixes(door.sources)),
             'counter name "not_local" drop',
         )
-    crossing = [f"{incoming} jump transit" for incoming in _incoming(firewall)] if firewall.hub else []
-    into = [f'oifname "{name}" jump into_tunnel' for name in sorted(firewall.devices)] if firewall.hub else []
+    crossing = [f"{incoming} jump transit" for incoming in _incoming(firewall)] if firewall.hubs else []
+    into = [f'oifname "{name}" jump into_tunnel' for name in sorted(firewall.devices)] if firewall.hubs else []
     yield _chain("forward", "type filter hook forward priority filter - 5; policy accept;", *into, *crossing, *jumps)
     yield _chain(
         "from_tunnel",
@@ -195,13 +197,14 @@ def _access(firewall: Firewall) -> Iterator[list[str]]:
 
 
 def _transit(firewall: Firewall) -> Iterator[list[str]]:
-    if firewall.hub is None:
+    if not firewall.hubs:
         return
     yield _chain(
         "into_tunnel",
         *(f"{incoming} return" for incoming in _incoming(firewall)),
         'counter name "not_tunnel" drop',
     )
+    elsewhere = " ".join(f'oifname != "{name}"' for name in sorted(firewall.hubs))
     transits = sorted(firewall.transits, key=lambda t: sorted(map(str, t.initiators)))
     yield _chain(
         "transit",
@@ -214,7 +217,7 @@ def _transit(firewall: Firewall) -> Iterator[list[str]]:
     for number, transit in enumerate(transits):
         yield _chain(
             f"transit_{number}",
-            f'oifname != "{firewall.hub}" counter name "denied" drop',
+            f'{elsewhere} counter name "denied" drop',
             *(f"ct original {family} daddr {p} goto transit_passes" for family, p in _prefixes(transit.destinations)),
             'counter name "denied" drop',
         )
@@ -241,6 +244,17 @@ def _transit(firewall: Firewall) -> Iterator[list[str]]:
         f"meta l4proto tcp {refused} with tcp reset",
         f"meta l4proto udp {refused}",
         f"{refused} with icmpx host-unreachable",
+    )
+
+
+def _kept_in(firewall: Firewall) -> Iterator[list[str]]:
+    if not firewall.hubs:
+        return
+    elsewhere = " ".join(f'oifname != "{name}"' for name in sorted(firewall.hubs))
+    yield _chain(
+        "output",
+        "type filter hook output priority filter - 5; policy accept;",
+        f"meta mark & {FWMARK_MASK:#010x} == {TUNNEL_MARK:#010x} {elsewhere} reject with icmpx no-route",
     )
 
 

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from agent.errors import BadMessage
-from agent.fields import flag, integer, items, number, only_text, prefixes, string, wrong
+from agent.fields import flag, integer, items, matching, number, only_text, prefixes, string, wrong
 from agent.model import Endpoint, IPAddress, IPNetwork, PresharedKey, PublicKey
 
 #: The versions of this vocabulary that we speak. A peer whose range does not meet ours is refused in words.
@@ -32,6 +32,9 @@ STREAM, DIRECT = "stream", "direct"
 #: A JSON Web Token of ours (RFC 7515 section 3.1), and the SHA-256 of what it replaces.
 _CREDENTIAL = re.compile(r"[A-Za-z0-9_-]{1,1024}(\.[A-Za-z0-9_-]{1,2048}){2}", re.ASCII)
 _DIGEST = re.compile("[0-9a-f]{64}", re.ASCII)
+
+
+_TARGET = re.compile(r"wg-[0-9a-f]{8}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Enroll:
     Who I am is not said here: the certificate or token of the stream says it. `path` is the device that I send by,
     `process` a random word of this process, by which two that show one credential are told from one that was restarted.
     `once`: I am going to leave, and my device shall be kept without me; the only key is then that of the direct path.
+    `standby`: I have another device that I send by, and this one only answers (docs/adr/0018-wireguard-keys.md).
     """
 
     public_keys: tuple[tuple[str, PublicKey], ...]
@@ -63,6 +67,7 @@ class Enroll:
     path: str = ""
     process: str = ""
     once: bool = False
+    standby: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,8 @@ class Grant:
     from; `servers` are the server's own addresses there, in order of preference. `carries` is what of the offer the client
     may be asked to carry, alone or in turn with others, `refused` the rest with the reason. `routes` is what of the shoot
     a sidecar may reach. `silence_s` is said to those who enrolled with `once`: how long their device may be without a handshake.
-    `credential` is for those whom this server gives one, when it is time for a newer one.
+    `credential` is for those whom this server gives one, when it is time for a newer one. `target` is the name of the server's device
+    that this stream leads to, where there are two, and `successor` of the one with the next key: come over.
     """
 
     version: int
@@ -114,6 +120,8 @@ class Grant:
     direct: Direct | None = None
     silence_s: float | None = None
     credential: Credential | None = None
+    target: str = ""
+    successor: str = ""
 
     def incarnations(self) -> dict[str, tuple[PublicKey, str]]:
         """Path -> key and epoch of the server's device."""
@@ -133,11 +141,12 @@ class Refuse:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Client: what has changed since enroll; the whole offer again. `path` is the device that I send by now, `health` a short
-    sentence for the server's status."""
+    sentence for the server's status. `standby` as in an enroll."""
 
     offer: Offer
     path: str = ""
     health: str = ""
+    standby: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +205,7 @@ def _enroll_body(m: Enroll) -> dict[str, Any]:
         "process": m.process,
         "path": m.path,
         "once": m.once,
+        "standby": m.standby,
         "public_keys": {name: str(key) for name, key in m.public_keys},
         "offer": _offer_body(m.offer),
     }
@@ -219,6 +229,8 @@ def _grant_body(m: Grant) -> dict[str, Any]:
         "preshared_key": m.preshared_key.reveal() if m.preshared_key else None,
         "direct": _direct_body(m.direct) if m.direct else None,
         "silence_s": m.silence_s,
+        "target": m.target,
+        "successor": m.successor,
         "credential": {"token": m.credential.token, "replaces": m.credential.replaces} if m.credential else None,
     }
 
@@ -237,7 +249,13 @@ _BODY: Mapping[type, Callable[[Any], dict[str, Any]]] = {
     Enroll: _enroll_body,
     Grant: _grant_body,
     Refuse: lambda m: {"type": "refuse", "reason": m.reason, "text": m.text, "retry_after_s": m.retry_after_s},
-    Facts: lambda m: {"type": "facts", "offer": _offer_body(m.offer), "path": m.path, "health": m.health},
+    Facts: lambda m: {
+        "type": "facts",
+        "offer": _offer_body(m.offer),
+        "path": m.path,
+        "health": m.health,
+        "standby": m.standby,
+    },
     Drain: lambda m: {"type": "drain", "reason": m.reason},
     Unknown: lambda m: {"type": m.type},
 }
@@ -288,6 +306,7 @@ def _read_enroll(body: Mapping[str, Any]) -> Enroll:
         string(body, "path", 16),
         string(body, "process", 64),
         flag(body, "once"),
+        flag(body, "standby"),
     )
 
 
@@ -313,6 +332,8 @@ def _read_grant(body: Mapping[str, Any]) -> Grant:
         direct=_direct(body),
         silence_s=number(body, "silence_s", 0.0, SILENCE_MAX_S) if body.get("silence_s") is not None else None,
         credential=_credential(body),
+        target=matching(body, "target", _TARGET, "the name of a device"),
+        successor=matching(body, "successor", _TARGET, "the name of a device"),
     )
 
 
@@ -369,6 +390,6 @@ _READ: Mapping[str, Callable[[Mapping[str, Any]], Message]] = {
     "enroll": _read_enroll,
     "grant": _read_grant,
     "refuse": _read_refuse,
-    "facts": lambda body: Facts(_offer(body), string(body, "path"), string(body, "health")),
+    "facts": lambda body: Facts(_offer(body), string(body, "path"), string(body, "health"), flag(body, "standby")),
     "drain": lambda body: Drain(string(body, "reason")),
 }

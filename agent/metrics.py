@@ -54,6 +54,7 @@ class StatusCollector(Collector):
             ("prefixes_refused", "Prefixes that a client may not carry.", "reason", counters.refused),
             ("connections_turned_away", "Connections that became no stream.", "cause", counters.turned_away),
             ("repairs", "Changes made to the host, by kind of step.", "step", counters.repairs),
+            ("wireguard_key_rotations", "Rotations of WireGuard's own keys.", "result", counters.rotations),
             ("failovers", "Clients that lost what others could carry too.", "cause", counters.failovers),
         ):
             yield _counter(name, help, (label,), [((word,), count) for word, count in counts])
@@ -68,6 +69,8 @@ class StatusCollector(Collector):
             ("grant_expires_in_seconds", "Until the server's grant ends.", status.grant_expires_in_s),
             ("token_expires_in_seconds", "Until our token ends.", status.token_expires_in_s),
             ("token_lifetime_seconds", "For how long our token was issued.", status.token_lifetime_s),
+            ("wireguard_key_age_seconds", "Age of WireGuard's own key.", status.key_age_s),
+            ("wireguard_key_rotating", "1 while there are two of them.", float(bool(status.rotation))),
         ):
             yield _gauge(name, help, (), [((), value)])
         if status.egress is not None:

@@ -26,6 +26,9 @@ RULE_PRIORITY = 5000
 #: so the tunnel's own packets cannot be routed into the tunnel.
 FWMARK = 0x52
 FWMARK_MASK = 0xFF
+#: On sockets that may send by the tunnel's devices only; our firewall rejects what would leave by another one. Not bound to a device:
+#: there are two while keys are replaced, and connections outlive that.
+TUNNEL_MARK = 0x53
 #: Start of the ifalias of every device of ours; what follows is the device's epoch.
 IFALIAS_PREFIX = "rhizome "
 

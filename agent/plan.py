@@ -110,10 +110,12 @@ def _steps(desired: Tunnel, observed: Observed) -> Iterator[Step]:
     have = {device.ifname: device for device in observed.tunnel.devices}
     if desired.firewall is not None and desired.firewall != observed.tunnel.firewall:
         yield SetFirewall(desired.firewall)  # default deny stands before any link is up
-    for key, value in sorted(desired.sysctls - observed.tunnel.sysctls):
-        yield SetSysctl(key, value)
+    sysctls = [SetSysctl(key, value) for key, value in sorted(desired.sysctls - observed.tunnel.sysctls)]
+    names = {device.ifname.replace(".", "/") for device in desired.devices}
+    yield from (step for step in sysctls if names.isdisjoint(step.key.split(".")))
     for device in desired.devices:
         yield from _device_steps(device, have.get(device.ifname))
+    yield from (step for step in sysctls if not names.isdisjoint(step.key.split(".")))  # a device's own come with it
     families: set[int] = {route.dst.version for route in desired.routes}
     for family in sorted(families - observed.rules):
         yield AddRule(family)

@@ -38,7 +38,8 @@ class State(Enum):
 class Session:
     """Mutable, small, and without any I/O. `kicks` counts, by path, the times that the server's device was found to be a
     new one with an old key: whoever owns the device removes the peer once per kick, so that WireGuard handshakes at once.
-    `path` is the device that we send by, empty for a client that has only one; `once`: we are going to leave."""
+    `path` is the device that we send by, empty for a client that has only one; `once`: we are going to leave; `standby`: we send by the device of another session;
+    `granted_at` is when the grant came."""
 
     public_keys: tuple[tuple[str, PublicKey], ...]
     offer: Offer
@@ -51,6 +52,8 @@ class Session:
     path: str = ""
     process: str = ""
     once: bool = False
+    standby: bool = False
+    granted_at: float | None = None
     _expires_at: float = 0.0
     _renew_at: float = 0.0
     _short_since: float | None = None
@@ -99,14 +102,25 @@ class Session:
         if offer == self.offer:
             return ()
         self.offer = offer
-        return (Send(self.stream, encode(Facts(offer, self.path))),) if self.stream is not None else ()
+        return self._facts()
 
     def set_path(self, path: str) -> tuple[Command, ...]:
         """We send by another device now, and want to be answered by it."""
         if path == self.path:
             return ()
         self.path = path
-        return (Send(self.stream, encode(Facts(self.offer, path))),) if self.stream is not None else ()
+        return self._facts()
+
+    def set_standby(self, standby: bool) -> tuple[Command, ...]:
+        """We send by this session's device from now on, or by another one's."""
+        if standby == self.standby:
+            return ()
+        self.standby = standby
+        return self._facts()
+
+    def _facts(self) -> tuple[Command, ...]:
+        facts = Facts(self.offer, self.path, standby=self.standby)
+        return (Send(self.stream, encode(facts)),) if self.stream is not None else ()
 
     def set_public_keys(self, public_keys: tuple[tuple[str, PublicKey], ...], now: float) -> tuple[Command, ...]:
         """The device has another key (it was made anew): the server must know before a handshake can work."""
@@ -167,6 +181,7 @@ class Session:
             path=self.path,
             process=self.process,
             once=self.once,
+            standby=self.standby,
         )
 
     def _accept(self, grant: Grant, now: float) -> None:
@@ -184,6 +199,7 @@ class Session:
         is_short = grant.lifetime_s < self._longest_s * SHORT_SHARE
         self._short_since = (self._short_since or now) if is_short else None
         self._expires_at = now + grant.lifetime_s
+        self.granted_at = now
         self._renew_at = now + max(grant.lifetime_s / 2, RENEW_MIN_S)
 
     def _refused(self, stream: int, refuse: Refuse) -> tuple[Command, ...]:

@@ -17,6 +17,8 @@ T = TypeVar("T")
 SOCKET_SUFFIX = ".status"
 #: A file of this name asks the seed server of that device for new preshared keys; it takes it away.
 ASKED_SUFFIX = ".rotate"
+#: As much for WireGuard's own keys.
+ASKED_KEYS_SUFFIX = ".rotate-wireguard"
 
 #: Counts by a bounded set of words (reasons, causes, kinds); a JSON object.
 Counts = tuple[tuple[str, int], ...]
@@ -90,7 +92,7 @@ class RangeHealth:
 class Counters:
     """Since this process started. `refused` prefixes by reason, `turned_away` connections by cause, `repairs` by step,
     `failovers` of clients whose shared prefixes went to others, by cause; `moves` of such prefixes, back again included;
-    `conflicts`: identities that were found at work in two places."""
+    `conflicts`: identities that were found at work in two places; `rotations` of WireGuard's own keys, by what has become of them."""
 
     refused: Counts = ()
     turned_away: Counts = ()
@@ -100,6 +102,7 @@ class Counters:
     moves: int = 0
     path_moves: int = 0
     conflicts: int = 0
+    rotations: Counts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ class EgressHealth:
 class RoleStatus:
     """Everything that a role tells. `since_s` is how long the verdict stands; `causes` has the root cause first.
 
+    `key_age_s` is that of WireGuard's own key, `key_device` the device that has it, `rotation` what goes on with it in words, empty for nothing.
     `epoch` names the incarnation of the device; `backend` is kernel or userspace and `backend_reason` why. `egress` None: not configured.
     """
 
@@ -162,6 +166,9 @@ class RoleStatus:
     token_lifetime_s: float | None = None
     pools: tuple[PoolHealth, ...] = ()
     egress: EgressHealth | None = None
+    key_age_s: float | None = None
+    key_device: str = ""
+    rotation: str = ""
 
 
 _NESTED: Mapping[str, type[Any]] = {

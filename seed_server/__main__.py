@@ -18,24 +18,27 @@ from agent.denyfile import read, watch
 from agent.denylist import DenyList
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
+from agent.generations import Names
 from agent.guard import guard_routes
 from agent.identity import Role
 from agent.model import Endpoint
 from agent.protected import find_protected
 from agent.run import run_command, run_daemon, spawn
-from agent.status import ASKED_SUFFIX
+from agent.status import ASKED_KEYS_SUFFIX, ASKED_SUFFIX
 from seed_server import desired
 from seed_server.addresses import addresses
 from seed_server.audit import Audit, AuditFile
 from seed_server.charter import Charter, charter
 from seed_server.direct import DirectSide, Secrets
 from seed_server.egress_link import egress
+from seed_server.generations import Generations
 from seed_server.once import OnceFile
 from seed_server.preshared import Rotation
-from seed_server.registry import Registry
 from seed_server.reporter import Reporter
+from seed_server.roster import Roster
 from seed_server.server import SeedServer
 from seed_server.settings import Settings
+from seed_server.succession import Succession, listening
 from seed_server.warden import Warden
 
 #: What the alias of the direct device says.
@@ -71,6 +74,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             max_unauthenticated=settings.max_unauthenticated,
             tokens=settings.takes_tokens,
         )
+        stream = await Generations.find(on.plane, names(settings), settings.mtu_bytes)
+        config = listening(config, stream)
         warden = Warden(time.time, DenyList() if settings.deny_file is None else read(settings.deny_file))
         audit = _audit(settings)
         direct = await _direct(settings, on, bound)
@@ -80,10 +85,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             left = once.load(sidecars) if once is not None and direct is not None else ()
             server = SeedServer(
                 bound,
-                on.plane,
+                stream,
                 known.allocate,
                 link.send,
-                wireguard_port=settings.wireguard_port,
                 resync_s=settings.resync_s,
                 known=sidecars,
                 direct=direct,
@@ -107,12 +111,24 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 asked=settings.runtime_dir / f"{settings.ifname}{ASKED_SUFFIX}",
             )
             spawn(rotation.run(), name="seed.rotation", vital=True)
+            succession = Succession(
+                server,
+                link.send,
+                config,
+                lifetime_s=settings.wireguard_key_lifetime_s,
+                order=settings.runtime_dir / f"{settings.ifname}{ASKED_KEYS_SUFFIX}",
+            )
+            spawn(succession.run(), name="seed.succession", vital=True)
             async with egress(settings, bound, server) as proxy:
-                reporter = Reporter(server, on.choice, settings.tls_certificate, known, proxy)
+                reporter = Reporter(server, succession, on.choice, settings.tls_certificate, known, proxy)
                 async with health(settings, reporter.status):
                     if proxy is not None:
                         proxy.start()
                     await server.run(events, stop)
+
+
+def names(settings: Settings) -> Names:
+    return Names(settings.ifname, settings.wireguard_port)
 
 
 def _audit(settings: Settings) -> Audit | None:
@@ -161,9 +177,11 @@ async def _plan(settings: Settings) -> int:
     bound = charter(settings)
     async with base(settings, Role.SEED_SERVER) as on:
         _guard(settings)
-        registry = Registry(adopted=tuple(on.plane.adopted.peers) if on.plane.adopted else ())
-        device = on.plane.device(listen_port=settings.wireguard_port, mtu_bytes=settings.mtu_bytes)
-        return await dry_run(on.plane, desired.tunnel(device, bound, registry, {}))
+        stream = await Generations.find(on.plane, names(settings), settings.mtu_bytes)
+        registry = Roster(bound, stream, {}, None).registry
+        device, *more = [stream.device(plane) for plane in stream.planes]
+        want = desired.tunnel(device, bound, registry, {}, successor=more[0] if more else None)
+        return await dry_run(on.plane, want)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from agent.identity import Identity, Role
 from agent.keys import generate_preshared_key
 from agent.messages import DIRECT
 from agent.model import PublicKey
-from seed_server.registry import Client, Once, Policy, Registry, put
+from seed_server.policy import Policy
+from seed_server.registry import Client, Once, Registry, put
 
 VERSION = 1
 

@@ -87,6 +87,14 @@ SCHEMA: Mapping[str, Kind] = {
     "client.lost": Kind(Outcome.CHANGED, "a client is not relied on any more", ("reason",)),
     "client.well": Kind(Outcome.CHANGED, "a client is relied on"),
     "prefixes.moved": Kind(Outcome.CHANGED, "shared prefixes are carried by other clients now", ("count",)),
+    "rotation.begun": Kind(
+        Outcome.CHANGED, "WireGuard's keys are being replaced, the server's and the clients'", ("public_key",)
+    ),
+    "rotation.ended": Kind(
+        Outcome.CHANGED,
+        "they are, but for those of so many clients, which had to connect anew",
+        ("public_key", "count"),
+    ),
     "policy.changed": Kind(Outcome.CHANGED, "the deny list is another one", ("denied",)),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from agent.firewall import Door, Firewall
 from agent.messages import LIFETIME_MAX_S
 from agent.model import IPAddress, IPNetwork
-from seed_server.registry import Policy
+from seed_server.policy import Policy
 from seed_server.settings import Settings
 
 
@@ -15,7 +15,7 @@ from seed_server.settings import Settings
 class Charter:
     """`addresses` are the server's own in the tunnel, the first of each tunnel network, and `direct_addresses` those of its
     second device, the second of each; `firewall` is what the nft table is
-    made of: nothing that comes out of the tunnel may begin a connection, until sidecars are in."""
+    made of, besides the devices of the stream: nothing that comes out of the tunnel may begin a connection, until sidecars are in."""
 
     policy: Policy
     addresses: tuple[IPAddress, ...]
@@ -50,12 +50,10 @@ def charter(settings: Settings, *, no_sidecars: str = "") -> Charter:
         mtu_bytes=settings.mtu_bytes,
         persistent_keepalive_s=settings.persistent_keepalive_s,
         firewall=Firewall(
-            devices=frozenset({settings.ifname, *([settings.direct_ifname] if settings.direct_endpoints else [])}),
+            devices=frozenset({settings.direct_ifname} if settings.direct_endpoints else ()),
             sources=frozenset(settings.tunnel_networks + settings.shoot_networks()),
-            local_ports=frozenset({settings.wireguard_port}),
             mtu_bytes=settings.mtu_bytes,
             doors=_doors(settings),
-            hub=settings.ifname,
         ),
         direct_addresses=tuple(network[2] for network in settings.tunnel_networks),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface, ip_network
@@ -19,28 +20,34 @@ Carries = Mapping[str, tuple[IPNetwork, ...]]
 #: What it takes to pass packets on from a sidecar to a client, by IP version.
 FORWARDING = {4: ("net.ipv4.ip_forward", "1"), 6: ("net.ipv6.conf.all.forwarding", "1")}
 
-#: Of the routes that only the canary of the second device takes, who names its device.
+#: Of the routes that only the canary of the direct device takes, which names its device.
 STANDBY = 100
+#: As much for the stream's devices, while there are two of them.
+STANDBYS = 50, 51
 
 
 class Peers:
     """The peers of clients, made once for as long as neither the client nor what it carries changes."""
 
     def __init__(self) -> None:
-        self._made: dict[str, tuple[Client, tuple[IPNetwork, ...], Peer]] = {}
+        self._made: dict[str, tuple[Client, tuple[IPNetwork, ...], tuple[tuple[str, Peer], ...]]] = {}
 
-    def of(self, registry: Registry, carries: Carries) -> list[Peer]:
+    def of(self, registry: Registry, carries: Carries) -> dict[str, list[Peer]]:
+        """By the name of our device."""
         made = self._made
         self._made = {}
+        found: dict[str, list[Peer]] = defaultdict(list)
         for key, client in registry.clients.items():
             if client.once is not None:
                 continue
             carried = carries.get(key, ())
             known = made.get(key)
             if known is None or known[0] is not client or known[1] is not carried:
-                known = client, carried, _peer(client, carried)
+                known = client, carried, _peers(client, carried)
             self._made[key] = known
-        return [peer for _, _, peer in self._made.values()]
+            for device, peer in known[2]:
+                found[device].append(peer)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +66,83 @@ def tunnel(
     known: Peers | None = None,
     second: Second | None = None,
     unreachable: Unreachable = ALL_REACHABLE,
+    successor: Device | None = None,
+    sysctls: frozenset[tuple[str, str]] = frozenset(),
 ) -> Tunnel:
-    """The whole host of a seed server. `device` comes without addresses and peers. `unreachable`: what sidecars are refused.
+    """The whole host of a seed server. `device` comes without addresses and peers; so does `successor`, the one with the next
+    key, which has the same addresses, and for each client that has come over a peer with the same prefixes; `sysctls` are what
+    two devices take here. `unreachable`: what sidecars are refused.
 
     Every declared range is routed into the tunnel as long as the server runs, whoever carries it: a packet for a shoot that
     nobody carries now ends here, and never leaves by the pod's default route.
     """
-    peers = (known or Peers()).of(registry, carries)
-    peers += _left(registry.adopted, peers)
-    device = replace(
-        device,
-        addresses=frozenset(ip_interface(f"{a}/{a.max_prefixlen}") for a in charter.addresses),
-        peers=frozenset(peers),
-    )
+    of = (known or Peers()).of(registry, carries)
+    streams = [(device, registry.adopted), *([(successor, registry.adopted_next)] if successor is not None else [])]
+    devices, found = [], list[Peer]()
+    for each, adopted in streams:
+        peers = [peer for name, some in of.items() if _leads(name, each, successor) for peer in some]
+        peers += _left(adopted, peers)
+        found += peers
+        addresses = frozenset(ip_interface(f"{a}/{a.max_prefixlen}") for a in charter.addresses)
+        devices.append(replace(each, addresses=addresses, peers=frozenset(peers)))
     source = {address.version: address for address in charter.addresses}
     prefixes = charter.tunnel_networks + charter.ranges
-    routes = {Route(p, device.ifname, source.get(p.version)) for p in prefixes}
-    devices = [device]
+    by = dict.fromkeys(prefixes, device.ifname)
+    if successor is not None:
+        by = _by_device(prefixes, registry, carries, found, device.ifname, successor.ifname)
+    routes = {Route(p, ifname, source.get(p.version)) for p, ifname in by.items()}
+    if successor is not None:
+        for metric, each in zip(STANDBYS, devices, strict=True):
+            routes |= {Route(n, each.ifname, source.get(n.version), metric) for n in charter.tunnel_networks}
     if second is not None:
         direct, more = _direct(second, charter, registry)
         devices.append(direct)
-        routes |= more
-        peers += direct.peers
-    transits = frozenset((*_transits(registry), *_adopted_transits(charter, registry, peers)))
+        taken = {(route.dst, route.metric) for route in more}
+        routes = {route for route in routes if (route.dst, route.metric) not in taken} | more
+        found += direct.peers
+    transits = frozenset((*_transits(registry), *_adopted_transits(charter, registry, found)))
+    hubs = frozenset(each.ifname for each, _ in streams)
+    firewall = replace(
+        charter.firewall,
+        devices=charter.firewall.devices | hubs,
+        local_ports=frozenset(each.listen_port for each, _ in streams if each.listen_port is not None),
+        hubs=hubs,
+        transits=transits,
+        unreachable=unreachable if transits else ALL_REACHABLE,
+    )
     return Tunnel(
         tuple(devices),
         frozenset(routes),
-        render(replace(charter.firewall, transits=transits, unreachable=unreachable if transits else ALL_REACHABLE)),
-        forwarding(charter) if transits else frozenset(),
+        render(firewall),
+        (forwarding(charter) if transits else frozenset()) | sysctls,
     )
+
+
+def _leads(name: str, device: Device, successor: Device | None) -> bool:
+    """Whether what is known of clients at the device `name` is for this one. Only a successor is told by its name."""
+    return (successor is not None and name == successor.ifname) == (device is successor)
+
+
+def _by_device(
+    prefixes: Iterable[IPNetwork],
+    registry: Registry,
+    carries: Carries,
+    peers: Iterable[Peer],
+    first: str,
+    next_: str,
+) -> dict[IPNetwork, str]:
+    """Which device leads to what, while there are two: each client's prefixes by the one that it sends by, and what nobody has by
+    the one that most is led by at the end."""
+    by: dict[IPNetwork, str] = {}
+    for key, client in registry.clients.items():
+        if client.once is None:
+            ifname = next_ if client.device == next_ else first
+            by |= dict.fromkeys((*map(ip_network, client.addresses), *carries.get(key, ())), ifname)
+    for peer in peers:
+        for network in peer.allowed_ips - by.keys():  # of those who were found at start, and are not back yet
+            by[network] = next_ if network in registry.next_routes else first
+    rest = next_ if by and first not in by.values() else first
+    return dict.fromkeys(prefixes, rest) | by
 
 
 def _direct(second: Second, charter: Charter, registry: Registry) -> tuple[Device, set[Route]]:
@@ -150,9 +205,12 @@ def grant(
     now: float,
     direct: Direct | None = None,
     credential: Credential | None = None,
+    *,
+    target: str = "",
+    successor: str = "",
 ) -> Grant:
     """What this client is told. It opens all that it may ever carry: who of several carries a part is decided here alone,
-    and changes without a word to any of them."""
+    and changes without a word to any of them. `target` and `successor` as in a Grant."""
     return Grant(
         version=VERSION_MAX,
         epoch=epoch,
@@ -170,13 +228,16 @@ def grant(
         direct=direct,
         silence_s=charter.policy.silence_s if client.once is not None else None,
         credential=credential,
+        target=target,
+        successor=successor,
     )
 
 
-def _peer(client: Client, carries: Iterable[IPNetwork]) -> Peer:
-    """No endpoint: WireGuard learns it from the client's first packet, and follows the client to each new stream."""
-    own = {ip_network(address) for address in client.addresses}
-    return Peer(client.public_key, frozenset(own | set(carries)), preshared_key=client.preshared_key)
+def _peers(client: Client, carries: Iterable[IPNetwork]) -> tuple[tuple[str, Peer], ...]:
+    """One for each of our devices where it has something, with the same prefixes: a route decides by which of them it is reached. No
+    endpoint: WireGuard learns it from the client's first packet, and follows the client to each new stream."""
+    prefixes = frozenset((*map(ip_network, client.addresses), *carries))
+    return tuple((leg.device, Peer(leg.public_key, prefixes, preshared_key=leg.preshared_key)) for leg in client.legs)
 
 
 def _left(adopted: Sequence[Peer], peers: list[Peer]) -> list[Peer]:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from agent.carrier.api import TlsFiles
 from agent.daemon import EGRESS_SUFFIX
 from agent.errors import ConfigError
+from agent.generations import Names
 from agent.run import spawn
 from agent.status import EgressHealth
 from seed_server.charter import Charter
@@ -69,7 +70,7 @@ def config_of(settings: Settings, charter: Charter) -> EgressConfig | None:
         shoot=tuple(map(str, charter.ranges)),
         refused=tuple((str(network), words) for network, words in charter.policy.protected),
         direct=settings.egress_direct,
-        device=settings.ifname,
+        devices=Names(settings.ifname, settings.wireguard_port).both,
         dns=tuple(map(str, settings.egress_dns)),
         dial_timeout_s=settings.egress_dial_timeout_s,
         max_connections=settings.egress_max_connections,

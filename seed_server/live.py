@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from agent.carrier.api import Stats, Up
+from agent.carrier.api import Stats, Turned, Up
 from agent.engine import Pass
 from agent.identity import Identity
 from agent.messages import Credential
-from agent.model import PeerStatus
+from seed_server.audit import Journal
 
 #: What the next grant on this stream of this client brings, of the streams that are up.
 Renew = Callable[[Identity, Up, Collection[int]], Credential | None]
@@ -26,7 +27,6 @@ class Live:
     steps: Counter[str] = field(default_factory=Counter)  # applied by the engine, by kind
     last_turned_away: str = ""
     stats: Stats | None = None
-    statuses: tuple[PeerStatus, ...] = ()  # WireGuard's own counters, a few seconds old
     last_pass: Pass | None = None
     renew: Renew | None = None
 
@@ -34,3 +34,12 @@ class Live:
         """A newer credential for a client, when it is time for one."""
         _, up = self.streams.get(stream, (None, None))
         return self.renew(identity, up, self.streams.keys()) if self.renew is not None and up is not None else None
+
+    def turn_away(self, event: Turned, journal: Journal) -> None:
+        """The carrier says whom it turned away, counted since its start: what is new is noted."""
+        counts = Counter(dict(event.counts))
+        for cause, count in sorted((counts - self.turned_away).items()):
+            words = f"{count} connections turned away: {cause}; the last of all: {event.last_detail}"
+            journal.note(logging.DEBUG, "connection.turned_away", words, reason=cause, count=count)
+        self.turned_away = counts
+        self.last_turned_away = event.last_detail

@@ -32,7 +32,7 @@ def carriers(registry: Registry, carries: Carries, pulses: Mapping[str, Pulse]) 
         if prefixes := carries.get(key):
             fault, since = _fault(client.identity.name, pulses[key])
             found[key] = Carrier(prefixes, fault, since)
-    for peer in registry.adopted:
+    for peer in registry.adopted + registry.adopted_next:
         if peer.public_key not in registry.holders:
             found[f"adopted {peer.public_key}"] = Carrier(tuple(sorted(peer.allowed_ips, key=str)))
     return found

@@ -8,65 +8,23 @@ Identity comes from the certificate, never from the message.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeVar
 
 from agent.denylist import DenyList
 from agent.identity import Identity, Role
-from agent.messages import DIRECT, STREAM, VERSION_MAX, VERSION_MIN, Enroll, Facts, Offer, Refuse
+from agent.messages import DIRECT, STREAM, VERSION_MAX, VERSION_MIN, Enroll, Facts, Refuse
 from agent.model import IPAddress, IPNetwork, Peer, PresharedKey, PublicKey
-from seed_server.access import Access, reach
-from seed_server.assignment import PART_BITS, parts_within
 from seed_server.claims import Claims
+from seed_server.policy import Policy, Refusal, judge
+
+#: What a client has at a device that it does not send by is kept for so long without a stream.
+LEG_KEPT_S = 5.0
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What this control plane declared. `protected` pairs a prefix with where it comes from, for the refusal's sentence.
-    `shared_nodes`: a client may offer to reach all nodes, which counts for those that have no client of their own.
-    `no_sidecars` is why no sidecar can be served here, empty when they can; `no_once` why none can be kept without its daemon.
-    `silence_s` is how long one of those may be without a handshake."""
-
-    control_plane: str
-    nodes: tuple[IPNetwork, ...]
-    pods: tuple[IPNetwork, ...]
-    services: tuple[IPNetwork, ...]
-    protected: tuple[tuple[IPNetwork, str], ...]
-    lifetime_s: float
-    roles: frozenset[Role] = frozenset({Role.SHOOT_CLIENT, Role.SIDECAR})
-    shared_nodes: bool = False
-    access: tuple[Access, ...] = ()
-    no_sidecars: str = ""
-    no_once: str = "this server keeps no sidecar without its daemon"
-    silence_s: float = 3600.0
-
-    def declared(self, kind: str) -> tuple[IPNetwork, ...]:
-        return {"nodes": self.nodes, "pods": self.pods, "services": self.services}[kind]
-
-    def ranges(self) -> tuple[IPNetwork, ...]:
-        return self.nodes + self.pods + self.services
-
-    def reach(self, identity: Identity) -> tuple[IPNetwork, ...] | None:
-        """The ranges to which this identity may open connections; None for a sidecar that no rule names."""
-        if identity.role is not Role.SIDECAR:
-            return ()
-        return reach(
-            self.access, identity.name, (("nodes", self.nodes), ("pods", self.pods), ("services", self.services))
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One prefix that was not accepted. `reason` is one of a few fixed words (a metric label)."""
-
-    prefix: IPNetwork
-    reason: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +39,25 @@ class Once:
 
 
 @dataclass(frozen=True, slots=True)
+class Leg:
+    """What a client has at a device of ours besides the one that it sends by, while keys are replaced: its key there, and the
+    stream that leads to it. `device` is our device's name."""
+
+    device: str
+    public_key: PublicKey
+    preshared_key: PresharedKey
+    preshared_since: float
+    stream: int | None
+    stream_lost_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """One admitted client. `own` it carries alone; `shared` it could carry, assignment decides; `routes` it may reach, which
     only a sidecar has. `direct_key` is that of its second device, None for none, and `path` the device that it sends by
-    and wants to be answered by. `once`: it has that device alone, and `public_key` is its key too. Times are monotonic."""
+    and wants to be answered by. `once`: it has that device alone, and `public_key` is its key too. `device` is the one of ours
+    whose peer `public_key` is, and that `stream` leads to; `other` is what it has at another one. `asked`: it was asked to come
+    over to a new device. Times are monotonic."""
 
     identity: Identity
     public_key: PublicKey
@@ -102,16 +75,55 @@ class Client:
     path: str = ""
     preshared_since: float = 0.0
     once: Once | None = None
+    device: str = ""
+    other: Leg | None = None
+    asked: bool = False
 
     @property
     def keys(self) -> tuple[PublicKey, ...]:
-        return (self.public_key,) if self.direct_key in (None, self.public_key) else (self.public_key, self.direct_key)
+        more = (self.direct_key, self.other.public_key if self.other is not None else None)
+        return tuple(dict.fromkeys((self.public_key, *(key for key in more if key is not None))))
+
+    @property
+    def leg(self) -> Leg:
+        """What it sends by."""
+        return Leg(
+            self.device,
+            self.public_key,
+            self.preshared_key,
+            self.preshared_since,
+            self.stream,
+            self.stream_lost_at,
+        )
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """What it has at devices of ours; the one that it sends by comes first."""
+        return (self.leg,) if self.other is None else (self.leg, self.other)
+
+    def at(self, device: str) -> Leg | None:
+        """What it has at this device of ours."""
+        return next((leg for leg in self.legs if leg.device == device), None)
+
+    def on(self, leg: Leg, other: Leg | None) -> Client:
+        """The same client, which sends by `leg`."""
+        return replace(
+            self,
+            device=leg.device,
+            public_key=leg.public_key,
+            preshared_key=leg.preshared_key,
+            preshared_since=leg.preshared_since,
+            stream=leg.stream,
+            stream_lost_at=leg.stream_lost_at,
+            other=other,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
     """`clients` by identity text, `holders` is who has which public key. `adopted` are peers found on the device at start,
-    kept until `adopted_until` so that a restarted server interrupts nobody; a client that enrols again takes its place.
+    kept until `adopted_until` so that a restarted server interrupts nobody; a client that enrols again takes its place;
+    `adopted_next` are those of the device with the next key, and `next_routes` what was reached by that one.
     `known` is which sidecar had which address then, as the IPAM says; `adopted_direct` are the peers of the second device,
     and `direct_routes` the addresses that were answered by it."""
 
@@ -120,6 +132,8 @@ class Registry:
     claims: Claims = field(default_factory=Claims)  # the `own` prefixes of all clients
     adopted: tuple[Peer, ...] = ()
     adopted_until: float = 0.0
+    adopted_next: tuple[Peer, ...] = ()
+    next_routes: frozenset[IPNetwork] = frozenset()
     adopted_direct: tuple[Peer, ...] = ()
     direct_routes: frozenset[IPNetwork] = frozenset()
     known: Mapping[IPAddress, Identity] = field(default_factory=lambda: MappingProxyType({}))
@@ -137,8 +151,9 @@ def precheck(
     server_keys: frozenset[PublicKey],
     identity: Identity,
     enroll: Enroll,
+    device: str = "",
 ) -> Refuse | None:
-    """All reasons to turn a client away that need no address. None: go on to commit an address, then `admit`."""
+    """All reasons to turn a client away that need no address; `device` is the one of ours that its stream leads to. None: go on to commit an address, then `admit`."""
     if enroll.version_min > VERSION_MAX or enroll.version_max < VERSION_MIN:
         return Refuse(
             "version",
@@ -160,6 +175,11 @@ def precheck(
         return Refuse("role", f"a {identity.role.value} cannot be kept without its daemon")
     if enroll.once and policy.no_once:
         return Refuse("once", policy.no_once)
+    before = registry.clients.get(str(identity))
+    is_beside = enroll.standby and before is not None and before.device == device and before.stream is not None
+    if is_beside and before is not None and dict(enroll.public_keys).get(STREAM) != before.public_key:
+        words = "this is the device that you send by, with another key: nothing can be on standby beside it"
+        return Refuse("standby", words, retry_after_s=60.0)
     return _judge_keys(registry, server_keys, identity, enroll)
 
 
@@ -197,16 +217,20 @@ def admit(
     now: float,
     credential_s: float = math.inf,
     once: Once | None = None,
+    device: str = "",
+    asked: bool = False,
 ) -> Admitted:
     """Take the client in (again). `addresses` are committed in the IPAM; a client that is in keeps its preshared key. The
-    grant ends with what proved the identity, in `credential_s`. `once` is for those who asked to be kept when they have left."""
+    grant ends with what proved the identity, in `credential_s`. `once` is for those who asked to be kept when they have left.
+    `device` is the one of ours that the stream leads to, `asked`: it was asked to come over to another one."""
     keys = dict(enroll.public_keys)
     key = keys[DIRECT] if once is not None else keys[STREAM]
     before = registry.clients.get(str(identity))
     preshared_since = now
-    if before is not None and before.public_key == key:
-        preshared_key, preshared_since = before.preshared_key, before.preshared_since
-    own, shared, refused = _judge(registry, policy, identity, enroll.offer)
+    known = before.at(device) if before is not None else None
+    if known is not None and known.public_key == key:
+        preshared_key, preshared_since = known.preshared_key, known.preshared_since
+    own, shared, refused = judge(registry.claims, policy, identity, enroll.offer)
     client = Client(
         identity=identity,
         public_key=key,
@@ -223,23 +247,45 @@ def admit(
         path=enroll.path if once is None else DIRECT,
         preshared_since=preshared_since,
         once=once,
+        device=device,
+        asked=asked or (before is not None and before.asked),
     )
+    client = _beside(client, before, standby=enroll.standby)
     return Admitted(put(registry, client), client)
 
 
-def update_facts(registry: Registry, policy: Policy, identity: Identity, facts: Facts) -> Admitted | None:
-    """The client's facts changed. None: it is not in."""
+def _beside(client: Client, before: Client | None, *, standby: bool) -> Client:
+    """With what it had at another device of ours, which stays as long as its stream. What is on standby is the other one, unless
+    there is nothing else."""
+    if before is None or client.once is not None or before.once is not None:
+        return client
+    if before.device == client.device:
+        return replace(client, other=before.other)
+    if standby and before.stream is not None:
+        return client.on(before.leg, client.leg)
+    return replace(client, other=before.leg if before.stream is not None else None)
+
+
+def update_facts(
+    registry: Registry, policy: Policy, identity: Identity, facts: Facts, device: str = ""
+) -> Admitted | None:
+    """The client's facts changed; they came by a stream to `device`. None: it is not in."""
     before = registry.clients.get(str(identity))
     if before is None or before.once is not None:
         return None
-    own, shared, refused = _judge(registry, policy, identity, facts.offer)
+    own, shared, refused = judge(registry.claims, policy, identity, facts.offer)
     client = replace(before, own=own, shared=shared, refused=refused, path=facts.path)
+    if before.other is not None and before.other.device == device and not facts.standby:
+        client = client.on(before.other, before.leg)
     return Admitted(put(registry, client), client)
 
 
 def stream_down(registry: Registry, key: str, stream: int, now: float) -> Registry:
     """The client stays in until its grant ends; what it shares moves to others meanwhile. `key` is its identity's text."""
     client = registry.clients.get(key)
+    if client is not None and client.other is not None and client.other.stream == stream:
+        other = replace(client.other, stream=None, stream_lost_at=now)
+        return put(registry, replace(client, other=other))
     if client is None or client.stream != stream:
         return registry
     return put(registry, replace(client, stream=None, stream_lost_at=now))
@@ -248,11 +294,35 @@ def stream_down(registry: Registry, key: str, stream: int, now: float) -> Regist
 def expire(registry: Registry, now: float) -> Registry:
     """Without those whose grants ended, and without adopted peers that nobody claimed in time."""
     ended = [c for c in registry.clients.values() if c.expires_at <= now]
-    late = now >= registry.adopted_until and bool(registry.adopted or registry.adopted_direct)
-    if not ended and not late:
+    left = [c for c in registry.clients.values() if _is_left(c.other, now)]
+    late = now >= registry.adopted_until and has_adopted(registry)
+    if not ended and not left and not late:
         return registry
+    for client in left:
+        registry = put(registry, replace(client, other=None))
     registry = without(registry, ended)
-    return replace(registry, adopted=(), adopted_direct=()) if late else registry
+    return replace(registry, adopted=(), adopted_next=(), adopted_direct=()) if late else registry
+
+
+def _is_left(leg: Leg | None, now: float) -> bool:
+    """Whether a client has given up what it had at another device, and what was on its way has arrived."""
+    return leg is not None and leg.stream_lost_at is not None and now >= leg.stream_lost_at + LEG_KEPT_S
+
+
+def has_adopted(registry: Registry) -> bool:
+    return bool(registry.adopted or registry.adopted_next or registry.adopted_direct)
+
+
+def all_on(registry: Registry, device: str) -> Registry:
+    """There is no other device than this one any more: who was at another one is expected here, with the same key."""
+    for client in registry.clients.values():
+        if client.once is None:
+            leg = client.at(device) or replace(client.leg, device=device)
+            if client.device != device or client.other is not None or client.asked:
+                registry = put(registry, replace(client.on(leg, None), asked=False))
+    adopted, keys = registry.adopted_next, {peer.public_key for peer in registry.adopted_next}
+    adopted += tuple(peer for peer in registry.adopted if peer.public_key not in keys)
+    return replace(registry, adopted=adopted, adopted_next=(), next_routes=frozenset())
 
 
 def without(registry: Registry, gone: Iterable[Client]) -> Registry:
@@ -277,13 +347,14 @@ def without_adopted(registry: Registry, denied: DenyList) -> Registry:
     return replace(
         registry,
         adopted=tuple(filter(stays, registry.adopted)),
+        adopted_next=tuple(filter(stays, registry.adopted_next)),
         adopted_direct=tuple(filter(stays, registry.adopted_direct)),
     )
 
 
 def next_expiry(registry: Registry) -> float | None:
     times = [c.expires_at for c in registry.clients.values()] + (
-        [registry.adopted_until] if registry.adopted or registry.adopted_direct else []
+        [registry.adopted_until] if has_adopted(registry) else []
     )
     return min(times, default=None)
 
@@ -308,65 +379,3 @@ def put(registry: Registry, client: Client) -> Registry:
 def _copy(mapping: Mapping[K, V]) -> dict[K, V]:
     """As a dict copies itself, without hashing its keys again: 5,000 of them in 30 microseconds."""
     return mapping.copy() if isinstance(mapping, dict | MappingProxyType) else dict(mapping)
-
-
-def _judge(
-    registry: Registry, policy: Policy, identity: Identity, offer: Offer
-) -> tuple[tuple[IPNetwork, ...], tuple[IPNetwork, ...], tuple[Refusal, ...]]:
-    own: list[IPNetwork] = []
-    shared: list[IPNetwork] = []
-    refused: list[Refusal] = []
-    for kind, prefix in _kinds(offer):
-        if identity.role is not Role.SHOOT_CLIENT:
-            refused.append(Refusal(prefix, "role", f"{prefix}: a {identity.role.value} carries nothing"))
-            continue
-        may_share = _may_share(policy, kind, prefix)
-        refusal = _refusal(policy, kind, prefix, may_share)
-        refusal = refusal or (None if may_share else _taken(registry.claims, identity, prefix))
-        if refusal is not None:
-            refused.append(refusal)
-        elif may_share:
-            shared.append(prefix)
-        elif prefix not in own:
-            own.append(prefix)
-    return tuple(own), tuple(dict.fromkeys(shared)), tuple(refused)
-
-
-def _kinds(offer: Offer) -> Iterator[tuple[str, IPNetwork]]:
-    for kind, prefixes in (("nodes", offer.nodes), ("pods", offer.pods), ("services", offer.services)):
-        for prefix in prefixes:
-            yield kind, prefix
-
-
-def _may_share(policy: Policy, kind: str, prefix: IPNetwork) -> bool:
-    """What no node owns: services; whole pod ranges, and whole node ranges where that is allowed. What nodes own in those is
-    a longer prefix and wins."""
-    if kind == "nodes":
-        return policy.shared_nodes and prefix in policy.nodes and prefix.prefixlen < prefix.max_prefixlen
-    return kind == "services" or prefix in policy.pods
-
-
-def _refusal(policy: Policy, kind: str, prefix: IPNetwork, may_share: bool) -> Refusal | None:
-    if prefix.prefixlen == 0:
-        return Refusal(prefix, "default-route", f"{prefix} is a default route")
-    for network, origin in policy.protected:
-        if prefix.version == network.version and prefix.overlaps(network):
-            return Refusal(prefix, "protected", f"{prefix} overlaps {network} ({origin})")
-    within = [n for n in policy.declared(kind) if n.version == prefix.version and prefix.subnet_of(n)]  # type: ignore[arg-type]
-    if not within:
-        declared = ", ".join(map(str, policy.declared(kind))) or "none"
-        return Refusal(prefix, "outside", f"{prefix} is not within the declared {kind} ranges ({declared})")
-    if kind == "nodes" and not may_share and prefix.prefixlen != prefix.max_prefixlen:
-        hint = " (or all of a node range, where `shared_nodes` allows it)" if prefix in policy.nodes else ""
-        return Refusal(prefix, "not-a-host", f"{prefix}: a node's address is a /{prefix.max_prefixlen}{hint}")
-    if may_share and not any(parts_within(network, prefix) for network in within):
-        text = f"{prefix} is less than a {2**PART_BITS}th of {within[0]}: offer the range, or larger parts of it"
-        return Refusal(prefix, "too-small", text)
-    return None
-
-
-def _taken(claims: Claims, identity: Identity, prefix: IPNetwork) -> Refusal | None:
-    other = claims.overlap(prefix, identity)
-    if other is None:
-        return None
-    return Refusal(prefix, "taken", f"{prefix} overlaps {other[0]}, which {other[1]} carries")

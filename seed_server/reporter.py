@@ -15,15 +15,23 @@ from seed_server import report
 from seed_server.addresses import Addresses
 from seed_server.egress_link import EgressLink
 from seed_server.server import SeedServer
+from seed_server.succession import Succession
 
 
 class Reporter:
     """One per process: it remembers since when the verdict stands."""
 
     def __init__(
-        self, server: SeedServer, choice: Choice, certificate: Path, known: Addresses, egress: EgressLink | None = None
+        self,
+        server: SeedServer,
+        succession: Succession,
+        choice: Choice,
+        certificate: Path,
+        known: Addresses,
+        egress: EgressLink | None = None,
     ) -> None:
         self._server = server
+        self._succession = succession
         self._choice = choice
         self._certificate = certificate
         self._addresses = known
@@ -34,9 +42,9 @@ class Reporter:
         server, live, now, wall = self._server, self._server.live, time.monotonic(), time.time()
         error = live.last_pass.error if live.last_pass else None
         seen = report.Seen(
-            canaries=server.roster.prober.targets,
+            canaries=server.stream.canaries(list(server.registry.clients.values())),
             pulses=server.roster.carrying.pulses,
-            statuses=live.statuses,
+            statuses=[status for some in server.stream.statuses.values() for status in some],
             streams={number: up for number, (_, up) in live.streams.items()},
             stats=live.stats,
             host_error=str(error) if error else "",
@@ -54,13 +62,13 @@ class Reporter:
         return RoleStatus(
             role=Role.SEED_SERVER.value,
             control_plane=server.charter.policy.control_plane,
-            ifname=server.plane.ifname,
+            ifname=server.stream.names.ifname,
             verdict=judgement.verdict,
             sentence=judgement.sentence,
             since_s=now - self._since.at,
             causes=judgement.causes,
             version=software(),
-            epoch=server.plane.incarnation.epoch,
+            epoch=server.stream.current.incarnation.epoch,
             backend=self._choice.kind.value,
             backend_reason=self._choice.reason,
             paths=self._paths(seen),
@@ -73,10 +81,14 @@ class Reporter:
                 failovers=_counts(server.roster.carrying.tally.failovers),
                 moves=server.roster.carrying.tally.moves,
                 conflicts=server.warden.fence.contested,
+                rotations=_counts(self._succession.rotations),
             ),
             certificate_expires_in_s=expires_in_s(self._certificate, wall),
             pools=self._addresses.pools(),
             egress=self._egress.health() if self._egress is not None else None,
+            key_age_s=self._succession.age_s(wall),
+            key_device=server.stream.current.ifname,
+            rotation=self._succession.words(now),
         )
 
     def _paths(self, seen: report.Seen) -> tuple[PathHealth, ...]:

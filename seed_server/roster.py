@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from agent.canary import Prober
-from agent.dataplane import DataPlane
 from agent.firewall import ALL_REACHABLE, Unreachable
 from agent.identity import Identity, Role
 from agent.model import IPAddress, Peer, PresharedKey, PublicKey
@@ -16,6 +14,7 @@ from seed_server.absent import restore
 from seed_server.carrying import Carrying
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
+from seed_server.generations import Generations
 from seed_server.reachable import carriers
 from seed_server.refusals import Refusals
 from seed_server.registry import Client, Registry
@@ -31,22 +30,30 @@ class Roster:
     def __init__(
         self,
         charter: Charter,
-        plane: DataPlane,
+        stream: Generations,
         known: Mapping[IPAddress, Identity],
         direct: DirectSide | None,
         left: Iterable[Client] = (),
     ) -> None:
-        self.prober = Prober(time.monotonic)
         self.registry = Registry(known=known)
         self.carrying = Carrying(charter.policy.ranges())
+        self._stream = stream
         self._direct = direct
         self.unreachable: Unreachable = ALL_REACHABLE  # what sidecars are refused
         self._guests: dict[str, Pulse] = {}  # of sidecars, by tunnel address
         now = time.monotonic()
         self._refusals, self._refusals_due = Refusals(charter.ranges, now), now
         until = now + ADOPTED_KEPT_S
-        if plane.adopted is not None:
-            self.registry = replace(self.registry, adopted=tuple(plane.adopted.peers), adopted_until=until)
+        found, next_ = stream.current.adopted, stream.successor.adopted if stream.successor is not None else None
+        if found is not None:
+            self.registry = replace(self.registry, adopted=tuple(found.peers), adopted_until=until)
+        if stream.successor is not None and next_ is not None:
+            self.registry = replace(
+                self.registry,
+                adopted_next=tuple(next_.peers),
+                adopted_until=until,
+                next_routes=frozenset(route.dst for route in stream.successor.adopted_routes if not route.metric),
+            )
         if direct is not None and direct.plane.adopted is not None:
             self.registry = replace(
                 self.registry,
@@ -55,9 +62,10 @@ class Roster:
                 direct_routes=frozenset(route.dst for route in direct.plane.adopted_routes if not route.metric),
             )
         self.registry = restore(self.registry, charter.policy, left, now)
-        self._expected: dict[PublicKey, Peer] = {peer.public_key: peer for peer in self.registry.adopted}
-        for key, peer in self._expected.items():
-            self.carrying.reserve(str(key), peer.allowed_ips)
+        both = self.registry.adopted + self.registry.adopted_next
+        self._expected: dict[PublicKey, Peer] = {peer.public_key: peer for peer in both}
+        for peer in self._expected.values():
+            self.carrying.reserve(_holder(peer), peer.allowed_ips)
 
     def adopted_psk(self, key: PublicKey | None) -> PresharedKey | None:
         """A client that was in before this server restarted keeps its preshared key: both ends must agree all the time."""
@@ -70,16 +78,16 @@ class Roster:
         now = time.monotonic()
         for key in changed:
             self._follow(before, key, now)
-        if before.adopted and not registry.adopted:
-            for public_key in self._expected:
-                self.carrying.release(str(public_key))
+        if (before.adopted or before.adopted_next) and not (registry.adopted or registry.adopted_next):
+            for peer in self._expected.values():
+                self.carrying.release(_holder(peer))
             self._expected.clear()
 
     def _follow(self, before: Registry, key: str, now: float) -> None:
         client, known = self.registry.clients.get(key), before.clients.get(key)
         for address in known.addresses[:1] if known is not None else ():
             if client is None or client.addresses[:1] != (address,):
-                self.prober.forget(str(address))
+                self._stream.forget(address)
                 self._guests.pop(str(address), None)
                 if self._direct is not None:
                     self._direct.prober.forget(str(address))
@@ -88,16 +96,16 @@ class Roster:
             return
         if client.identity.role is Role.SIDECAR:  # nobody stands by for it
             for address in client.addresses[:1] if client.once is None else ():
-                self.prober.watch(str(address), self._guests.setdefault(str(address), Pulse(now)))
+                self._stream.watch(client, self._guests.setdefault(str(address), Pulse(now)), now)
             if self._direct is not None:
                 self._direct.watch(client, now)
             return
-        expected = client.public_key in self._expected
+        expected = any(key in self._expected for key in client.keys)
         pulse = self.carrying.put(client, now, trusted=expected)
-        if expected:
-            self.carrying.release(str(client.public_key))
-        for address in client.addresses[:1]:
-            self.prober.watch(str(address), pulse)
+        for public_key in client.keys if expected else ():
+            if public_key in self._expected:
+                self.carrying.release(_holder(self._expected[public_key]))
+        self._stream.watch(client, pulse, now)
 
     def judge(self, now: float) -> list[tuple[Identity, Pulse]]:
         """Who can be relied on; parts of those who cannot be move. Those whose standing has changed.
@@ -125,6 +133,11 @@ class Roster:
 
     def close(self) -> None:
         """No more canaries."""
-        self.prober.close()
+        self._stream.close()
         if self._direct is not None:
             self._direct.prober.close()
+
+
+def _holder(peer: Peer) -> str:
+    """Whose a peer is that was found at start: the same for both that a client has while keys are replaced."""
+    return " ".join(sorted(str(n) for n in peer.allowed_ips if n.prefixlen == n.max_prefixlen)) or str(peer.public_key)

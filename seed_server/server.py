@@ -11,17 +11,16 @@ import itertools
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from types import MappingProxyType
 
 from agent.canary import TICK_S
 from agent.carrier.api import Close, Command, Down, Event, GetStats, Message, Send, Stats, Turned, Up
-from agent.dataplane import DataPlane
 from agent.denylist import DenyList
 from agent.engine import Pass
-from agent.errors import BadMessage, HostError, PoolExhausted, StoreError
+from agent.errors import BadMessage, PoolExhausted, StoreError
 from agent.identity import Identity
 from agent.keys import generate_preshared_key
 from agent.messages import STREAM, Drain, Enroll, Facts, Refuse, encode, parse
@@ -33,6 +32,7 @@ from seed_server.absent import heard
 from seed_server.audit import Audit, Journal
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
+from seed_server.generations import Generations
 from seed_server.live import Live
 from seed_server.notes import NOT_KEPT, note_grant, note_refused_prefixes
 from seed_server.once import OnceFile, remember
@@ -73,11 +73,10 @@ class SeedServer:
     def __init__(
         self,
         charter: Charter,
-        plane: DataPlane,
+        stream: Generations,
         allocate: Allocate,
         send: Callable[[Command], None],
         *,
-        wireguard_port: int,
         resync_s: float,
         warden: Warden,
         audit: Audit | None = None,
@@ -88,11 +87,10 @@ class SeedServer:
     ) -> None:
         self.charter = charter
         self.direct = direct
-        self.plane = plane
+        self.stream = stream
         self.live = Live()
-        self.roster = Roster(charter, plane, known, direct, left)
+        self.roster = Roster(charter, stream, known, direct, left)
         self._once = once
-        self._wireguard_port = wireguard_port
         self.warden = warden
         self.journal = Journal(log, audit)
         self._allocate = allocate
@@ -100,7 +98,7 @@ class SeedServer:
         self._peers = desired.Peers()
         self._early: dict[int, Facts | None] = {}  # by stream: what was said while its enroll was being judged
         self._enrolling = asyncio.Semaphore(ENROLLS_AT_ONCE)
-        self.engine = plane.engine(self._desired, self._on_pass, resync_s)
+        self.engine = stream.current.engine(self._desired, self._on_pass, resync_s)
 
     async def run(self, events: AsyncIterator[Event], stop: asyncio.Event) -> None:
         """`events` are the carrier's."""
@@ -109,7 +107,7 @@ class SeedServer:
         spawn(self._beat(), name="seed.beat", vital=True)
         spawn(self._ask(), name="seed.canary", vital=True)
         words = f"the server of {self.charter.policy.control_plane}"
-        epoch, denied = self.plane.incarnation.epoch, len(self.warden.denied)
+        epoch, denied = self.stream.current.incarnation.epoch, len(self.warden.denied)
         self.journal.note(logging.INFO, "server.started", f"{words} decides", epoch=epoch, denied=denied)
         await stop.wait()
         self.journal.note(logging.INFO, "server.stopped", f"{words} ends; packets go on")
@@ -128,37 +126,37 @@ class SeedServer:
     # What the host and the clients should have
 
     def _desired(self) -> Tunnel:
-        device = self.plane.device(listen_port=self._wireguard_port, mtu_bytes=self.charter.mtu_bytes)
+        device, *more = [self.stream.device(plane) for plane in self.stream.planes]
         second = desired.Second(self.direct.device(), self.direct.preshared_key) if self.direct is not None else None
-        refused = self.roster.unreachable
-        return desired.tunnel(device, self.charter, self.registry, self.carries, self._peers, second, refused)
+        next_ = more[0] if more else None
+        known, refused, sysctls = self._peers, self.roster.unreachable, self.stream.sysctls()
+        return desired.tunnel(device, self.charter, self.registry, self.carries, known, second, refused, next_, sysctls)
 
     def _on_pass(self, done: Pass) -> None:
         self.live.last_pass = done
         self.live.steps.update(type(step).__name__ for step in done.steps)
         anew = self.direct is not None and self.direct.on_pass(done)
-        if self.plane.is_new_incarnation(done) or anew:
+        if self.stream.on_pass(done, self.charter.addresses[0]) or anew:
             self.engine.wake()  # the alias carries the new epoch
-            self._tell(self.registry.clients)
-        if done.error is None and (self.plane.ifname in done.created or not self.roster.prober.is_open):
-            self.roster.prober.open(self.plane.ifname, self.charter.addresses[0])
+            self.tell(self.registry.clients)
 
-    def _commit(self, registry: Registry, changed: Iterable[str]) -> None:
+    def commit(self, registry: Registry, changed: Iterable[str]) -> None:
         """Take `registry` as the truth, with what follows for these clients."""
         self.roster.commit(registry, changed)
         self.engine.wake()
 
-    def _tell(self, keys: Iterable[str]) -> None:
-        """Send their grants as they are now."""
+    def tell(self, keys: Iterable[str]) -> None:
+        """Send their grants as they are now, on each stream that they have."""
         now = time.monotonic()
         for key in tuple(keys):
             client = self.registry.clients[key]
-            if client.stream is None:
-                continue
-            own, credential = self.plane.incarnation, self.live.credential(client.identity, client.stream)
             direct = self.direct.offer(client) if self.direct is not None else None
-            grant = desired.grant(own.public_key, own.epoch, self.charter, client, now, direct, credential)
-            self._send(Send(client.stream, encode(grant)))
+            for leg in client.legs:
+                if leg.stream is not None:
+                    is_first = leg.device == client.device
+                    credential = self.live.credential(client.identity, leg.stream) if is_first else None
+                    grant = self.stream.grant(leg, self.charter, client, now, direct, credential)
+                    self._send(Send(leg.stream, encode(grant)))
 
     # What the carrier says
 
@@ -173,12 +171,7 @@ class SeedServer:
             elif isinstance(event, Stats):
                 self.live.stats = event
             elif isinstance(event, Turned):
-                counts = Counter(dict(event.counts))
-                for cause, count in sorted((counts - self.live.turned_away).items()):
-                    words = f"{count} connections turned away: {cause}; the last of all: {event.last_detail}"
-                    self.journal.note(logging.DEBUG, "connection.turned_away", words, reason=cause, count=count)
-                self.live.turned_away = counts
-                self.live.last_turned_away = event.last_detail
+                self.live.turn_away(event, self.journal)
 
     def _up(self, event: Up) -> None:
         try:
@@ -194,7 +187,7 @@ class SeedServer:
             self.journal.note(
                 logging.WARNING, "enroll.refused", words, identity, stream=event.stream, reason=refuse.reason
             )
-            self._commit(without_adopted(self.registry, DenyList(keys=keys_named(event.replay))), ())
+            self.commit(without_adopted(self.registry, DenyList(keys=keys_named(event.replay))), ())
             self._expel(identity, refuse)
             return
         for text in event.replay:
@@ -206,7 +199,7 @@ class SeedServer:
             words = f"stream down: {identity}: {event.reason} {event.detail}"
             self.journal.note(logging.INFO, "stream.down", words, identity, stream=event.stream, reason=event.reason)
             key = str(identity)
-            self._commit(stream_down(self.registry, key, event.stream, time.monotonic()), (key,))
+            self.commit(stream_down(self.registry, key, event.stream, time.monotonic()), (key,))
 
     def _message(self, stream: int, text: str) -> None:
         identity, _ = self.live.streams.get(stream, (None, None))
@@ -225,10 +218,11 @@ class SeedServer:
             if stream in self._early:
                 self._early[stream] = message
                 return
-            admitted = update_facts(self.registry, self.charter.policy, identity, message)
+            device = self._device_of(stream)
+            admitted = update_facts(self.registry, self.charter.policy, identity, message, device)
             if admitted is not None:
                 self._admitted(admitted)
-                self._tell([str(identity)])
+                self.tell([str(identity)])
 
     # Who is kept out
 
@@ -238,7 +232,7 @@ class SeedServer:
             words = f"the deny list has {len(denied)} entries"
             self.journal.note(logging.INFO, "policy.changed", words, denied=len(denied))
         self.warden.denied = denied
-        self._commit(without_adopted(self.registry, denied), ())
+        self.commit(without_adopted(self.registry, denied), ())
         for client in tuple(self.registry.clients.values()):
             if self.warden.expelled(client):
                 self._expel(client.identity, Refuse(REVOKED, f"{client.identity} was revoked"))
@@ -256,26 +250,28 @@ class SeedServer:
         if client is not None:
             words = f"{identity} is out: {refuse.text}"
             self.journal.note(logging.WARNING, "client.expelled", words, identity, reason=refuse.reason)
-            self._commit(without(self.registry, (client,)), (str(identity),))
+            self.commit(without(self.registry, (client,)), (str(identity),))
 
     # Admission
 
     async def _enroll(self, stream: int, identity: Identity, enroll: Enroll) -> None:
         known = self.registry.clients.get(str(identity))
-        renewal = known is not None and known.stream == stream
+        renewal = known is not None and any(leg.stream == stream for leg in known.legs)
         why = ""
         async with self._enrolling:
+            if early := self._early.get(stream):  # said again after a restart: what counts is the last word
+                enroll = replace(enroll, standby=early.standby)
             try:
                 refuse = await self._admit(stream, identity, enroll)
             except StoreError as exc:
                 refuse, why = NOT_KEPT, str(exc)
         facts = self._early.pop(stream, None)
         if refuse is None and facts is not None:
-            admitted = update_facts(self.registry, self.charter.policy, identity, facts)
+            admitted = update_facts(self.registry, self.charter.policy, identity, facts, self._device_of(stream))
             if admitted is not None:
                 self._admitted(admitted)
         if refuse is None:
-            self._tell([str(identity)])
+            self.tell([str(identity)])
             if client := self.registry.clients.get(str(identity)):
                 note_grant(self.journal, client, known, stream, time.monotonic())
             if renewal and self._left_s(stream) < self.charter.policy.lifetime_s:
@@ -291,11 +287,11 @@ class SeedServer:
 
     async def _admit(self, stream: int, identity: Identity, enroll: Enroll) -> Refuse | None:
         """None: the client is in and its peer stands on the device, or its stream has gone meanwhile. Raises StoreError."""
-        own_keys, policy = self._own_keys(), self.charter.policy
+        own_keys, policy, device = self._own_keys(), self.charter.policy, self._device_of(stream)
         _, up = self.live.streams.get(stream, (None, None))
         if refuse := self.warden.judge(up, identity, enroll, time.monotonic()):
             return refuse
-        if refuse := precheck(self.registry, policy, own_keys, identity, enroll):
+        if refuse := precheck(self.registry, policy, own_keys, identity, enroll, device):
             return refuse
         try:
             addresses = await self._allocate(identity)
@@ -303,13 +299,15 @@ class SeedServer:
             return Refuse("pool-exhausted", str(exc), retry_after_s=30.0)
         if stream not in self.live.streams:
             return None
-        if refuse := precheck(self.registry, policy, own_keys, identity, enroll):
+        if refuse := precheck(self.registry, policy, own_keys, identity, enroll, device):
             return refuse  # somebody else was faster while we waited for the address
         psk = self.roster.adopted_psk(dict(enroll.public_keys).get(STREAM)) or generate_preshared_key()
         now, left_s = time.monotonic(), self._left_s(stream)
         ends_at = self.live.streams[stream][1].credential_ends_at
         once = Once(ends_at or 0.0, now + left_s) if enroll.once else None
-        self._admitted(admit(self.registry, policy, identity, enroll, addresses, psk, stream, now, left_s, once))
+        asked = self.stream.has_come(addresses)
+        more = psk, stream, now, left_s, once, device, asked
+        self._admitted(admit(self.registry, policy, identity, enroll, addresses, *more))
         try:
             if once is not None:
                 await remember(self._once, self.registry.clients.values())
@@ -320,8 +318,13 @@ class SeedServer:
         return None
 
     def _own_keys(self) -> frozenset[PublicKey]:
-        planes = (self.plane, self.direct.plane) if self.direct is not None else (self.plane,)
-        return frozenset(plane.incarnation.public_key for plane in planes)
+        direct = {self.direct.plane.incarnation.public_key} if self.direct is not None else frozenset[PublicKey]()
+        return self.stream.keys | direct
+
+    def _device_of(self, stream: int) -> str:
+        """Which device of ours it leads to."""
+        _, up = self.live.streams.get(stream, (None, None))
+        return self.stream.by_port(up.wireguard_port if up is not None else 0).ifname
 
     def _left_s(self, stream: int) -> float:
         return self.warden.left_s(self.live.streams[stream][1]) if stream in self.live.streams else math.inf
@@ -331,15 +334,15 @@ class SeedServer:
         known = self.registry.clients.get(str(client.identity))
         self.live.refused.update(refusal.reason for refusal in client.refused)
         note_refused_prefixes(self.journal, client, known)
-        self._commit(admitted.registry, (str(client.identity),))
+        self.commit(admitted.registry, (str(client.identity),))
 
     async def renew_preshared_keys(self, keys: Iterable[str]) -> None:
         """New preshared keys for these clients: on the device, then told."""
         fresh = {key: generate_preshared_key() for key in keys if key in self.registry.clients}
-        self._commit(renewed(self.registry, fresh, time.monotonic()), fresh)
+        self.commit(renewed(self.registry, fresh, time.monotonic()), fresh)
         with suppress(TimeoutError):  # the engine goes on trying, and the clients have to know then, too
             await asyncio.wait_for(self.engine.settled(), PEER_IN_PLACE_S)
-        self._tell(key for key in fresh if key in self.registry.clients)
+        self.tell(key for key in fresh if key in self.registry.clients)
 
     # What time brings
 
@@ -347,7 +350,7 @@ class SeedServer:
         while True:
             await asyncio.sleep(TICK_S)
             self._judge(time.monotonic())
-            self.roster.prober.ask()
+            self.stream.ask()
             if self.direct is not None:
                 self.direct.prober.ask()
 
@@ -376,7 +379,7 @@ class SeedServer:
                 gone = self.registry.clients.keys() - registry.clients.keys()
                 for who in [self.registry.clients[key].identity for key in gone]:
                     self.journal.note(logging.WARNING, "grant.expired", f"{who} is out: its grant was not renewed", who)
-                self._commit(registry, gone)
+                self.commit(registry, gone)
             for who, up in tuple(self.live.streams.values()):
                 if self.warden.left_s(up) <= 0:
                     words = "its certificate or token has ended"
@@ -387,13 +390,8 @@ class SeedServer:
             self._send(GetStats())
 
     async def _look(self) -> None:
-        try:
-            device = await self.plane.read()
-        except HostError as exc:
-            log.debug("cannot read the device: %s", exc, extra={"event": "device.unreadable"})
-            return
+        await self.stream.look()
         if self.direct is not None:
             await self.direct.look()
             handshakes = self.direct.handshakes()
             self.roster.commit(heard(self.registry, self.charter.policy, handshakes, time.monotonic()), ())
-        self.live.statuses = device.statuses if device is not None else ()

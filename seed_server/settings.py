@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import ClassVar
 
+from agent.generations import Names
 from agent.kinds import (
     ADDRESS,
     BOOL,
@@ -232,6 +233,13 @@ class Settings(TokenSettings):
         default=86400,
         unit="seconds",
     )
+    wireguard_key_lifetime_s: int = setting(
+        integer(0, 366 * 86400, "SECONDS"),
+        "age at which WireGuard's own keys are replaced; 0: never (`rhizome-agent rotate --wireguard-keys` does it at once)",
+        group=OPERATION,
+        default=30 * 86400,
+        unit="seconds",
+    )
     once_file: Path | None = setting(
         PATH,
         "file that remembers sidecars that ran with --once, without any secret; empty: none is let in",
@@ -283,10 +291,13 @@ class Settings(TokenSettings):
                 yield Rule(("sidecar_ranges",), f"{rule}: {target} is in none of the shoot's ranges: declare it first")
 
     def _check_direct(self) -> Iterator[Rule]:
-        if self.direct_ifname == self.ifname:
-            yield Rule(("ifname", "direct_ifname"), "two devices need two names")
-        if self.direct_endpoints and self.direct_port == self.wireguard_port:
-            yield Rule(("wireguard_port", "direct_port"), "two devices need two ports")
+        names = Names(self.ifname, self.wireguard_port)
+        if self.direct_ifname in names.both:
+            yield Rule(
+                ("ifname", "direct_ifname"), f"two devices need two names, and {' and '.join(names.both)} are one's"
+            )
+        if self.direct_endpoints and self.direct_port in (ports := [names.port_of(name) for name in names.both]):
+            yield Rule(("wireguard_port", "direct_port"), f"two devices need two ports, and {ports} are one's")
         for endpoint in self.direct_endpoints:
             if not endpoint.port or ip_address(endpoint.host).is_unspecified:
                 yield Rule(

@@ -8,18 +8,23 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 
 from agent.carrier.api import DialConfig, Proxy
 from agent.carrier.proxyenv import proxy_from_environment
 from agent.cli.flags import load
 from agent.client.client import Client
 from agent.client.keeper import Keeper
+from agent.client.kit import Kit
 from agent.client.reporter import Reporter
+from agent.client.role import View
 from agent.daemon import base, carrier, configure_logging, health, software
+from agent.dataplane import open_both
 from agent.dryrun import dry_run
 from agent.errors import ConfigError
 from agent.exits import Exit
 from agent.files import stamp
+from agent.generations import Names
 from agent.guard import Refusal, guard_routes
 from agent.identity import Identity, Role
 from agent.messages import Offer
@@ -54,19 +59,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`."""
     facts_of = Facts(settings)
-    async with base(settings, Role.SHOOT_CLIENT) as on, carrier(settings, dial_config(settings)) as link:
+    async with AsyncExitStack() as stack:
+        on = await stack.enter_async_context(base(settings, Role.SHOOT_CLIENT))
+        kit = Kit(
+            on.plane, Names(settings.ifname, settings.wireguard_port), settings.runtime_dir, dial_config(settings)
+        )
+        plane, beside = await kit.find()
+        config = kit.config_of(plane.ifname)
+        link = await stack.enter_async_context(carrier(settings, config, plane.ifname))
         client = Client(
             desired.ShootRole(node(settings)),
-            on.plane,
+            plane,
             facts_of.offer,
             link.send,
             guard,
             control_plane=settings.control_plane,
-            wireguard_port=settings.wireguard_port,
+            wireguard_port=config.wireguard_port,
             mtu_bytes=settings.mtu_bytes,
             resync_s=settings.resync_s,
             software=software(),
             keeper=Keeper(settings.token_file) if settings.token_file is not None else None,
+            kit=kit,
+            config=config,
+            beside=beside,
         )
         if settings.facts_file is not None:
             spawn(facts_of.watch_file(client.set_offer), name="shoot.facts")
@@ -105,7 +120,7 @@ def _proxies(settings: Settings) -> tuple[Proxy, ...]:
 
 
 def node(settings: Settings) -> desired.Node:
-    return desired.Node(settings.masquerade, settings.wireguard_port, settings.masquerade_exempt)
+    return desired.Node(settings.masquerade, settings.masquerade_exempt)
 
 
 def guard(networks: Sequence[IPNetwork]) -> tuple[Refusal, ...]:
@@ -160,13 +175,14 @@ async def _plan(settings: Settings) -> int:
     """Everything but the device itself comes with the server's grant, so there is little to plan without one."""
     Facts(settings)
     async with base(settings, Role.SHOOT_CLIENT) as on:
-        if on.plane.adopted is not None:
+        plane, _ = await open_both(on.plane, Names(settings.ifname, settings.wireguard_port))
+        if plane.adopted is not None:
             sys.stdout.write(
-                f"{settings.ifname} is ours and is kept as it is until the server has spoken; nothing to change\n"
+                f"{plane.ifname} is ours and is kept as it is until the server has spoken; nothing to change\n"
             )
             return Exit.OK
         device = on.plane.device(listen_port=settings.wireguard_port, mtu_bytes=settings.mtu_bytes)
-        code = await dry_run(on.plane, desired.tunnel(device, node(settings), None, None))
+        code = await dry_run(on.plane, desired.tunnel(device, node(settings), View(None)))
         sys.stdout.write("then addresses, routes, peer and firewall as the server grants them\n")
         return code
 

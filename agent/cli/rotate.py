@@ -1,4 +1,4 @@
-"""`rhizome-agent rotate`: the seed servers of this host give every client a new preshared key, now."""
+"""`rhizome-agent rotate`: the seed servers of this host give every client a new preshared key, or replace WireGuard's own, now."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.errors import RhizomeError
 from agent.exits import Exit
 from agent.health import duration
 from agent.identity import Role
-from agent.status import ASKED_SUFFIX
+from agent.status import ASKED_KEYS_SUFFIX, ASKED_SUFFIX
 
 #: A daemon looks once a second.
 PATIENCE_S = 10.0
@@ -21,6 +21,11 @@ PATIENCE_S = 10.0
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime-dir", type=Path, default=Path("/run/rhizome"), metavar="PATH", help="default: /run/rhizome"
+    )
+    parser.add_argument(
+        "--wireguard-keys",
+        action="store_true",
+        help="replace WireGuard's own keys instead, the server's and those of all clients; sessions are made anew beside the old ones",
     )
 
 
@@ -32,8 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
             f"no seed server runs in {arguments.runtime_dir}: run this where one does, or name its --runtime-dir"
         )
     for ifname in servers:
-        _order(arguments.runtime_dir / f"{ifname}{ASKED_SUFFIX}")
-        sys.stdout.write(f"{ifname}: every client gets a new preshared key; sessions go on\n")
+        if arguments.wireguard_keys:
+            _order(arguments.runtime_dir / f"{ifname}{ASKED_KEYS_SUFFIX}")
+            sys.stdout.write(
+                f"{ifname}: WireGuard's keys are being replaced; `rhizome-agent status` says when that is done\n"
+            )
+        else:
+            _order(arguments.runtime_dir / f"{ifname}{ASKED_SUFFIX}")
+            sys.stdout.write(f"{ifname}: every client gets a new preshared key; sessions go on\n")
     return Exit.OK
 
 

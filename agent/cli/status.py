@@ -157,6 +157,10 @@ def _facts(status: RoleStatus) -> list[str]:
     if status.backend:
         reason = f" ({status.backend_reason})" if status.backend_reason else ""
         facts.append(f"WireGuard: {status.backend}{reason}, epoch {status.epoch or 'unknown'}")
+    if status.key_age_s is not None:
+        facts.append(
+            f"WireGuard's key: {duration(status.key_age_s)} old, of {status.key_device}{f'; {status.rotation}' if status.rotation else ''}"
+        )
     facts += [f"tunnel addresses of {pool.network}: {pool.used} used, {pool.free} free" for pool in status.pools]
     if status.egress is not None:
         facts += _egress(status.egress)
@@ -173,6 +177,7 @@ def _facts(status: RoleStatus) -> list[str]:
         ("turned away", counters.turned_away),
         ("changes to the host", counters.repairs),
         ("failovers", counters.failovers),
+        ("rotations of WireGuard's keys", counters.rotations),
     ):
         if counts:
             facts.append(f"{name}: {_counts(counts)}")

@@ -38,17 +38,17 @@ class Reporter:
 
     def status(self) -> RoleStatus:
         client, session, live = self._client, self._client.session, self._client.live
-        now, wall = time.monotonic(), time.time()
+        now, wall, crossing = time.monotonic(), time.time(), client.crossing
         error = live.last_pass.error if live.last_pass else None
         seen = report.Seen(
             stream_up=session.stream is not None,
-            up=live.up,
-            dial_failed=live.dial_failed,
+            up=client.leg.up,
+            dial_failed=client.leg.dial_failed,
             grant=session.grant,
             refusal=session.refusal,
             canary_age_s=client.responder.age_s(now),
-            status=live.status,
-            stats=live.stats,
+            status=client.leg.status,
+            stats=client.leg.stats,
             host_error=str(error) if error else "",
             dropped=client.passage.trouble(client.plane.ifname),
             route_refused=live.refused,
@@ -77,13 +77,17 @@ class Reporter:
             counters=Counters(
                 refused=tuple(sorted(Counter(refusal.reason.value for refusal in live.refused).items())),
                 repairs=tuple(sorted(live.steps.items())),
-                reconnects=live.reconnects,
+                reconnects=client.leg.reconnects,
+                rotations=tuple(sorted(crossing.rotations.items())) if crossing is not None else (),
                 path_moves=client.direct.ladder.moves if client.direct is not None else 0,
             ),
             certificate_expires_in_s=_left_s(self._certificate, wall),
             token_expires_in_s=_left_s(self._token, wall),
             token_lifetime_s=lifetime_s(self._token) if self._token is not None else None,
             grant_expires_in_s=session.expires_in_s(now),
+            key_age_s=max(0.0, wall - client.plane.born),
+            key_device=client.plane.ifname,
+            rotation=crossing.words if crossing is not None else "",
         )
 
     def _direct(self, now: float) -> report.SeenDirect | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agent.guard import Refusal
 from agent.messages import STREAM, Direct, Grant, Offer
-from agent.model import Device, Endpoint, IPNetwork, PublicKey, Tunnel
+from agent.model import Device, Endpoint, IPNetwork, Peer, PublicKey, Route, Tunnel
 
 KEEPALIVE_S = 25  # when the server names none: a stream that is taken over must be heard of (WireGuard whitepaper 6.5)
+
+#: Added to the metrics of routes by the stream device that packets are not sent by.
+BESIDE = 200
 
 #: Which of these networks must not be routed into the tunnel here, and why not.
 Guard = Callable[[Sequence[IPNetwork]], tuple[Refusal, ...]]
@@ -28,16 +31,28 @@ class DirectView:
 
 
 @dataclass(frozen=True, slots=True)
+class BesideView:
+    """The stream device that packets are not sent by, while there are two: without addresses and peers, what the server granted
+    for it (None: nothing yet, it is left as it is), and where its carrier takes packets. `sysctls` are what two devices take here."""
+
+    device: Device
+    grant: Grant | None
+    relay: Endpoint | None
+    sysctls: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What a client knows when it decides what its host should be. `relay` is where the carrier takes WireGuard's packets,
     None while there is no carrier; `refused` are networks that the route guard turned down; `direct` is None without a
-    second device; `offer` is what this host could carry."""
+    second device; `offer` is what this host could carry; `beside` is there while keys are replaced."""
 
     grant: Grant | None
     relay: Endpoint | None = None
     refused: frozenset[IPNetwork] = frozenset()
     direct: DirectView | None = None
     offer: Offer = field(default_factory=Offer)
+    beside: BesideView | None = None
 
 
 class ClientRole(Protocol):
@@ -48,6 +63,36 @@ class ClientRole(Protocol):
 
     def tunnel(self, device: Device, view: View) -> Tunnel:
         """The whole host. `device` comes without addresses and peers."""
+
+
+def beside(view: View, like: Device) -> tuple[Device, ...]:
+    """The other stream device with the addresses and allowed-ips of the one in use, `like`: it takes what comes by it, and waits for
+    routes. None of it before the server has granted it."""
+    other = view.beside
+    if other is None or other.grant is None or view.grant is None:
+        return ()
+    key, allowed = server_key(other.grant), frozenset(n for peer in like.peers for n in peer.allowed_ips)
+    if key is None:
+        return ()
+    keepalive_s = other.grant.persistent_keepalive_s or KEEPALIVE_S
+    peer = Peer(key, allowed, other.relay, other.grant.preshared_key, keepalive_s)
+    device = replace(other.device, mtu_bytes=like.mtu_bytes, addresses=like.addresses, peers=frozenset({peer}))
+    return (device,)
+
+
+def beside_sysctls(view: View, devices: tuple[Device, ...]) -> frozenset[tuple[str, str]]:
+    """What it takes that these devices are there."""
+    return view.beside.sysctls if view.beside is not None and devices else frozenset()
+
+
+def beside_routes(devices: tuple[Device, ...], routes: Iterable[Route], like: Device) -> frozenset[Route]:
+    """Standby routes by the other stream device, for its canary, which names its device."""
+    return frozenset(
+        replace(route, ifname=device.ifname, metric=route.metric + BESIDE)
+        for device in devices
+        for route in routes
+        if route.ifname == like.ifname
+    )
 
 
 def server_key(grant: Grant) -> PublicKey | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface, ip_network
 
-from agent.client.role import KEEPALIVE_S, DirectView, View, server_key
+from agent.client.role import KEEPALIVE_S, DirectView, View, beside, beside_routes, beside_sysctls, server_key
 from agent.firewall import Door, Firewall, render
 from agent.messages import DIRECT, STREAM, Grant
 from agent.model import Device, IPNetwork, Peer, Route, Tunnel
@@ -30,32 +30,33 @@ def reachable(grant: Grant) -> tuple[IPNetwork, ...]:
 class SidecarRole:
     """A control-plane pod as `agent.client.role.ClientRole`."""
 
-    wireguard_port: int
-
     def routed(self, grant: Grant) -> tuple[IPNetwork, ...]:
         return reachable(grant)
 
     def tunnel(self, device: Device, view: View) -> Tunnel:
         grant = view.grant
         second = (view.direct.device,) if view.direct is not None else ()
+        streams = (device, view.beside.device) if view.beside is not None else (device,)
+        ports = frozenset(each.listen_port for each in streams if each.listen_port is not None)
         if grant is None:
-            return Tunnel((device, *second), firewall=self._firewall((device, *second), None, ()))
+            rules = _rules((*streams, *second), None, (), local_ports=ports)
+            return Tunnel((device, *second), firewall=rules)
         allowed = tuple(network for network in reachable(grant) if network not in view.refused)
         shoot = [network for network in allowed if network in grant.routes]
         servers = _servers(grant, view)
         device = _equip(device, grant, _peers(grant, view, (*servers[STREAM], *shoot)))
         routes = _routes(device, grant, servers[STREAM], 0) | _routes(device, grant, shoot, STANDBY)
+        other = beside(view, device)
+        routes |= beside_routes(other, routes, device)
         if view.direct is not None:
             direct = _equip(view.direct.device, grant, _direct_peers(view.direct, grant, (*servers[DIRECT], *shoot)))
             second = (direct,)
             routes |= _routes(direct, grant, servers[DIRECT], 0)
             if view.direct.in_use and direct.peers:
                 routes |= _routes(direct, grant, shoot, ACTIVE)
-        devices = (device, *second)
-        return Tunnel(devices, routes, self._firewall(devices, grant, (*servers[STREAM], *servers[DIRECT], *shoot)))
-
-    def _firewall(self, devices: tuple[Device, ...], grant: Grant | None, networks: tuple[IPNetwork, ...]) -> str:
-        return _rules(devices, grant, networks, local_ports=frozenset({self.wireguard_port}))
+        networks = (*servers[STREAM], *servers[DIRECT], *shoot)
+        rules = _rules((device, *streams[1:], *second), grant, networks, local_ports=ports)
+        return Tunnel((device, *other, *second), routes, rules, beside_sysctls(view, other))
 
 
 def _rules(

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from ipaddress import ip_address, ip_network
 
 from agent.carrier.api import DialConfig, Up
@@ -14,13 +15,15 @@ from agent.cleanup import find, remove
 from agent.cli.flags import load
 from agent.client.client import Client
 from agent.client.direct import DirectPath
+from agent.client.kit import Kit
 from agent.client.reporter import Reporter
 from agent.client.role import Guard, View
 from agent.daemon import Base, base, carrier, carrier_socket, configure_logging, health, retire, software
-from agent.dataplane import DataPlane
+from agent.dataplane import DataPlane, open_both
 from agent.dryrun import dry_run
 from agent.errors import Unsupported
 from agent.exits import Exit
+from agent.generations import Names
 from agent.guard import Protected, Refusal, guard_routes
 from agent.identity import Identity, Role
 from agent.messages import Offer
@@ -49,20 +52,30 @@ def run(words: Sequence[str]) -> int:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`."""
-    async with base(settings, Role.SIDECAR) as on, carrier(settings, dial_config(settings)) as link:
+    async with AsyncExitStack() as stack:
+        on = await stack.enter_async_context(base(settings, Role.SIDECAR))
+        kit = Kit(
+            on.plane, Names(settings.ifname, settings.wireguard_port), settings.runtime_dir, dial_config(settings)
+        )
+        plane, beside = await kit.find()
+        config = kit.config_of(plane.ifname)
+        link = await stack.enter_async_context(carrier(settings, config, plane.ifname))
         direct = await _direct_path(settings, on)
         client = Client(
-            SidecarRole(settings.wireguard_port),
-            on.plane,
+            SidecarRole(),
+            plane,
             Offer(),
             link.send,
-            guard(settings, lambda: _reached_at(client.session, client.live.up)),
+            guard(settings, lambda: _reached_at(client.session, client.leg.up)),
             control_plane=settings.control_plane,
-            wireguard_port=settings.wireguard_port,
+            wireguard_port=config.wireguard_port,
             mtu_bytes=settings.mtu_bytes,
             resync_s=settings.resync_s,
             software=software(),
             direct=direct,
+            kit=kit,
+            config=config,
+            beside=beside,
         )
         reporter = Reporter(
             client, Role.SIDECAR, settings.control_plane, on.choice, settings.tls_certificate, settings.token_file
@@ -92,7 +105,8 @@ async def configure(settings: Settings, stop: asyncio.Event) -> None:
                     resync_s=settings.resync_s,
                 )
                 await visit.run(link.events(), stop, settings.once_timeout_s)
-            await retire(on, settings.ifname)
+            for ifname in Names(settings.ifname, settings.wireguard_port).both:
+                await retire(on, ifname)
         except BaseException:
             if plane.adopted is None:
                 await remove(await find(on.net), (on.choice.backend,), on.net)
@@ -146,12 +160,13 @@ def guard(settings: Settings, reached_at: Callable[[], Sequence[str]]) -> Guard:
 async def _plan(settings: Settings) -> int:
     """Everything but the device itself comes with the server's grant, so there is little to plan without one."""
     async with base(settings, Role.SIDECAR) as on:
-        if on.plane.adopted is not None:
+        plane, _ = await open_both(on.plane, Names(settings.ifname, settings.wireguard_port))
+        if plane.adopted is not None:
             sys.stdout.write(
-                f"{settings.ifname} is ours and is kept as it is until the server has spoken; nothing to change\n"
+                f"{plane.ifname} is ours and is kept as it is until the server has spoken; nothing to change\n"
             )
             return Exit.OK
         device = on.plane.device(listen_port=settings.wireguard_port, mtu_bytes=settings.mtu_bytes)
-        code = await dry_run(on.plane, SidecarRole(settings.wireguard_port).tunnel(device, View(None)))
+        code = await dry_run(on.plane, SidecarRole().tunnel(device, View(None)))
         sys.stdout.write("then addresses, routes and peer as the server grants them\n")
         return code

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import ClassVar
 
+from agent.generations import Names
 from agent.kinds import BOOL, CIDR, IFNAME, LISTEN, PORT, HostPort, number
 from agent.model import IPNetwork
 from agent.role_settings import NETWORKS, OPERATION, TUNNEL, DialSettings
@@ -71,8 +72,9 @@ class Settings(DialSettings):
         yield from DialSettings.check(self)
         if self.once and not self.direct:
             yield Rule(("once", "direct"), "the stream needs a daemon: only the direct path stays without one")
-        if self.direct_ifname == self.ifname:
-            yield Rule(("ifname", "direct_ifname"), "two devices need two names")
+        names = Names(self.ifname, self.wireguard_port).both
+        if self.direct_ifname in names:
+            yield Rule(("ifname", "direct_ifname"), f"two devices need two names, and {' and '.join(names)} are one's")
         for network in self.protected_networks:
             if network in (ip_network("0.0.0.0/0"), ip_network("::/0")):
                 yield Rule(("protected_networks",), f"{network} is everything: nothing could be routed into the tunnel")

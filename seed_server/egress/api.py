@@ -28,7 +28,7 @@ class EgressConfig:
     """`tls.ca` is the CA of the clients' certificates; None together with no `addresses`.
 
     `shoot` are the declared ranges; `refused` pairs ranges that are never dialled with where they come from; `direct` are
-    networks and names that are dialled in the seed. `device` is what dials into the shoot are bound to (None: nothing, the
+    networks and names that are dialled in the seed. dials into the shoot leave by one of `devices` or not at all (none: the
     routes decide). `dns` are the shoot's name servers, none: names are refused. Times in seconds.
     """
 
@@ -38,7 +38,7 @@ class EgressConfig:
     shoot: tuple[str, ...]
     refused: tuple[tuple[str, str], ...] = ()
     direct: tuple[str, ...] = ()
-    device: str | None = None
+    devices: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     dial_timeout_s: float = 4.5
     max_connections: int = 4096

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from agent.carrier.sockets import set_mark
-from agent.model import IPAddress
+from agent.model import TUNNEL_MARK, IPAddress
 from agent.run import spawn
 from seed_server.egress.policy import Way
 from seed_server.egress.verdict import Denied, Failure, Stage, tunnel_down
@@ -41,21 +41,21 @@ class Dialler:
                 future.set_exception(Denied(tunnel_down(words)))
 
     async def first(
-        self, addresses: Sequence[tuple[IPAddress, Way]], port: int, device: str | None, until: float
+        self, addresses: Sequence[tuple[IPAddress, Way]], port: int, devices: tuple[str, ...], until: float
     ) -> socket.socket:
         """A connection to the first address that answers; the next one is tried STAGGER_S later, or as soon as one fails.
 
         Raises Denied with the first failure.
         """
         if len(addresses) == 1:
-            return await self.dial(addresses[0][0], port, addresses[0][1], device, until)
+            return await self.dial(addresses[0][0], port, addresses[0][1], devices, until)
         failures: list[Failure] = []
         waiting, running = list(addresses), set[asyncio.Task[socket.socket | Failure]]()
         try:
             while waiting or running:
                 if waiting:
                     address, way = waiting.pop(0)
-                    running.add(spawn(self._attempt(address, port, way, device, until), name=f"dial {address}"))
+                    running.add(spawn(self._attempt(address, port, way, devices, until), name=f"dial {address}"))
                 pause = STAGGER_S if waiting else None
                 done, running = await asyncio.wait(running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 results = [task.result() for task in done]
@@ -71,15 +71,17 @@ class Dialler:
         raise Denied(failures[0])
 
     async def _attempt(
-        self, address: IPAddress, port: int, way: Way, device: str | None, until: float
+        self, address: IPAddress, port: int, way: Way, devices: tuple[str, ...], until: float
     ) -> socket.socket | Failure:
         """Failures are results: a failed attempt is no failed task."""
         try:
-            return await self.dial(address, port, way, device, until)
+            return await self.dial(address, port, way, devices, until)
         except Denied as exc:
             return exc.failure
 
-    async def dial(self, address: IPAddress, port: int, way: Way, device: str | None, until: float) -> socket.socket:
+    async def dial(
+        self, address: IPAddress, port: int, way: Way, devices: tuple[str, ...], until: float
+    ) -> socket.socket:
         """A connected non-blocking socket. `until` is a time of the loop. Raises Denied."""
         if way is Way.TUNNEL and (words := self.fault(address)):
             raise Denied(tunnel_down(words))
@@ -95,9 +97,8 @@ class Dialler:
             tune(sock)
             if way is Way.SEED:
                 set_mark(sock)
-            elif device is not None:
-                # Whatever the routing table says: the shoot is dialled through the tunnel or not at all.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            else:
+                keep_in_tunnel(sock, devices)
             code = sock.connect_ex((str(address), port))
             if code == errno.EINPROGRESS and not _is_writable(sock):
                 with self._noted(address if way is Way.TUNNEL else None) as future:
@@ -115,7 +116,7 @@ class Dialler:
             raise Denied(Failure(504, Stage.DIAL, "timeout", words)) from exc
         except OSError as exc:
             sock.close()
-            raise Denied(_failure(exc.errno or 0, where, device)) from exc
+            raise Denied(_failure(exc.errno or 0, where, devices)) from exc
         except BaseException:
             sock.close()
             raise
@@ -130,6 +131,23 @@ class Dialler:
             yield future
         finally:
             self._waiting.pop(future, None)
+
+
+def keep_in_tunnel(sock: socket.socket, devices: tuple[str, ...]) -> None:
+    """Whatever the routing table says: the shoot is dialled through the tunnel or not at all. Raises OSError, ENODEV where none of
+    these devices is there."""
+    if not devices:
+        return
+    if not any(_exists(device) for device in devices):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, TUNNEL_MARK)
+
+
+def _exists(device: str) -> bool:
+    try:
+        return socket.if_nametoindex(device) > 0
+    except OSError:
+        return False
 
 
 def _discard(task: asyncio.Task[socket.socket | Failure]) -> None:
@@ -163,11 +181,13 @@ def _is_writable(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _failure(code: int, where: str, device: str | None) -> Failure:
+def _failure(code: int, where: str, devices: tuple[str, ...]) -> Failure:
     if code in _REFUSED:
         return Failure(502, Stage.DIAL, "refused", f"{where} refused the connection")
     if code in _NO_DEVICE:
-        return Failure(503, Stage.TUNNEL, "tunnel-down", f"tunnel down: there is no device {device or ''}".rstrip())
+        return Failure(
+            503, Stage.TUNNEL, "tunnel-down", f"tunnel down: there is no device {' or '.join(devices)}".rstrip()
+        )
     if code in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL):
         return Failure(503, Stage.DIAL, "resources", f"cannot dial {where}: {os.strerror(code)}")
     return Failure(502, Stage.DIAL, "unreachable", f"{where} cannot be reached: {os.strerror(code)}")

@@ -65,7 +65,7 @@ class Proxy:
     def reconfigure(self, config: EgressConfig) -> None:
         """Raises ValueError; then nothing has changed."""
         policy = policy_of(config)
-        resolver = Resolver([ip_address(text) for text in config.dns], config.device, self.dialler)
+        resolver = Resolver([ip_address(text) for text in config.dns], config.devices, self.dialler)
         self.config, self.policy, self._resolver = config, policy, resolver
 
     @property
@@ -167,7 +167,7 @@ class Proxy:
             if isinstance(verdict, Failure):
                 raise Denied(verdict)
             addresses = [(host, verdict)]
-        return await self.dialler.first(addresses, target.port, self.config.device, until)
+        return await self.dialler.first(addresses, target.port, self.config.devices, until)
 
     async def _resolve(self, name: str, until: float) -> list[tuple[IPAddress, Way]]:
         """What of a name's addresses may be dialled; the address that was judged is the one that is dialled."""

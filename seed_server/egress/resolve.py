@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from agent.model import IPAddress
 from agent.run import spawn
-from seed_server.egress.dial import Dialler
+from seed_server.egress.dial import Dialler, keep_in_tunnel
 from seed_server.egress.policy import Way
 from seed_server.egress.verdict import Denied, Failure, Stage, tunnel_down
 
@@ -34,11 +34,11 @@ QUESTIONS_MAX = 256
 
 
 class Resolver:
-    """Asks these servers, in order and then again. `device`: what the questions leave by, None for the routes' choice."""
+    """Asks these servers, in order and then again. `devices`: what the questions leave by, none for the routes' choice."""
 
-    def __init__(self, servers: Sequence[IPAddress], device: str | None, dialler: Dialler) -> None:
+    def __init__(self, servers: Sequence[IPAddress], devices: tuple[str, ...], dialler: Dialler) -> None:
         self._servers = tuple(servers)
-        self._device = device
+        self._devices = devices
         self._dialler = dialler
         self._asking = 0
 
@@ -110,8 +110,7 @@ class Resolver:
         wire = question.to_wire()
         family = socket.AF_INET6 if server.version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
-            if self._device is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode())
+            keep_in_tunnel(sock, self._devices)
             # Connected: only this server's answers are seen, and a closed port is an error.
             sock.connect((str(server), PORT))
             loop = asyncio.get_running_loop()
@@ -126,7 +125,7 @@ class Resolver:
 
     async def _over_tcp(self, server: IPAddress, question: Message, until: float) -> Message:
         loop = asyncio.get_running_loop()
-        with await self._dialler.dial(server, PORT, Way.TUNNEL, self._device, until) as sock:
+        with await self._dialler.dial(server, PORT, Way.TUNNEL, self._devices, until) as sock:
             wire = question.to_wire()
             await loop.sock_sendall(sock, len(wire).to_bytes(2, "big") + wire)
             data = b""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from agent.__main__ import main
 from lab import addresses
 from lab.daemons import Daemon
 from lab.faults import FAULTS, Scene, suffer
@@ -119,3 +120,19 @@ def test_a_stepped_clock_stops_nothing(scene: Scene, step: str) -> None:
         time.sleep(3)
     assert probe.report.lost == 0, str(probe.report)
     assert scene.client.ready() and scene.server.ready()
+
+
+def test_wireguards_keys_are_replaced_under_traffic(scene: Scene) -> None:
+    """As tests/netns/test_rotation.py does it, which counts more packets."""
+    ends = ((scene.server, "rz-seed-b"), (scene.client, "rz-shoot-b"))
+    with scene.lab.seed.probe("icmp", addresses.pod(1).v4, rate=10) as probe:
+        runtime = scene.lab.seed.directory / "run" / "rhizome"
+        assert main(["rotate", "--wireguard-keys", "--runtime-dir", str(runtime)]) == 0
+
+        def replaced() -> bool:
+            found = [daemon.machine.run(["wg", "show", "interfaces"]).stdout.split() for daemon, _ in ends]
+            return found == [[ifname] for _, ifname in ends]
+
+        wait_until(replaced, "the new devices, and no other ones", 4 * PATIENCE_S, 0.5)
+    assert probe.report.sent > 10 and probe.report.lost == 0, f"{probe.report}"
+    assert dict(scene.server.status().counters.rotations) == {"done": 1}

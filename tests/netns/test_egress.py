@@ -16,6 +16,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from agent.__main__ import main
 from agent.carrier.api import TlsFiles
 from agent.identity import Role
 from agent.pki import issue, make_ca
@@ -337,3 +338,19 @@ def _words(pid: int) -> str:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
         return file.read().replace(b"\0", b" ").decode()
     return ""
+
+
+def test_a_connection_outlives_wireguards_keys(scene: Scene) -> None:
+    """Both devices that it went by in turn: it is bound to none of them."""
+    wait_until(scene.reaches, "the pod")
+    runtime = scene.lab.seed.directory / "run" / "rhizome"
+    with scene.connect(at(addresses.pod(1).v4, addresses.HTTP_PORT)) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\n")
+        assert main(["rotate", "--wireguard-keys", "--runtime-dir", str(runtime)]) == 0
+        wait_until(lambda: "WireGuard's keys are replaced" in scene.server.log(), "the rotation", 60, every_s=0.2)
+        sock.sendall(b"Host: a\r\nConnection: close\r\n\r\n")
+        page = b""
+        while more := sock.recv(65536):
+            page += more
+    assert json.loads(page.partition(b"\r\n\r\n")[2])["machine"] == "pod1"
+    assert scene.reaches()

@@ -9,7 +9,9 @@ import pytest
 
 from agent import renewal
 from agent.__main__ import main
+from agent.status import ASKED_KEYS_SUFFIX
 from lab import addresses
+from lab.daemons import Daemon
 from lab.faults import Scene
 from lab.lab import Lab
 from lab.processes import wait_until
@@ -77,10 +79,23 @@ def test_all_certificates_by_command(scene: Scene) -> None:
 
 def preshared(scene: Scene) -> tuple[str, str]:
     """As the device of each end has it. `wg` speaks to kernel and user space alike."""
-    ends = ((scene.server.machine, "rz-seed"), (scene.client.machine, "rz-shoot"))
-    told = [machine.run(["wg", "show", ifname, "preshared-keys"]).stdout.split() for machine, ifname in ends]
+    told = [
+        daemon.machine.run(["wg", "show", device(daemon), "preshared-keys"]).stdout.split()
+        for daemon in (scene.server, scene.client)
+    ]
     (_, seed), (_, shoot) = told
     return seed, shoot
+
+
+def devices(daemon: Daemon) -> dict[str, str]:
+    """Names and public keys."""
+    lines = daemon.machine.run(["wg", "show", "all", "public-key"]).stdout.splitlines()
+    return dict(map(str.split, lines))
+
+
+def device(daemon: Daemon) -> str:
+    (name,) = devices(daemon)
+    return name
 
 
 def test_preshared_keys_by_command(scene: Scene) -> None:
@@ -97,10 +112,9 @@ def test_preshared_keys_by_command(scene: Scene) -> None:
     lossless(scene, rotate)
     seed, shoot = preshared(scene)
     assert seed == shoot
-    (peer, *_), *_ = [
-        line.split() for line in scene.client.machine.run(["wg", "show", "rz-shoot", "peers"]).stdout.splitlines()
-    ]
-    scene.client.machine.run(["wg", "set", "rz-shoot", "peer", peer, "remove"])
+    machine, ifname = scene.client.machine, device(scene.client)
+    (peer, *_), *_ = [line.split() for line in machine.run(["wg", "show", ifname, "peers"]).stdout.splitlines()]
+    machine.run(["wg", "set", ifname, "peer", peer, "remove"])
     assert not scene.reaches_the_pod()
     wait_until(scene.reaches_the_pod, "a handshake with the new preshared keys", 30, every_s=0.2)
     assert preshared(scene) == (seed, shoot)
@@ -115,4 +129,124 @@ def test_preshared_keys_by_age(scene: Scene) -> None:
     before = preshared(scene)
     wait_until(lambda: set(preshared(scene)).isdisjoint(before), "new preshared keys", 60, every_s=0.5)
     assert len(set(preshared(scene))) == 1
+    wait_until(scene.reaches_the_pod, "traffic afterwards")
+
+
+# WireGuard's own keys
+
+
+def keys(scene: Scene) -> set[str]:
+    return {key for daemon in (scene.server, scene.client) for key in devices(daemon).values()}
+
+
+def order(scene: Scene) -> None:
+    runtime = scene.server.machine.directory / "run" / "rhizome"
+    assert main(["rotate", "--wireguard-keys", "--runtime-dir", str(runtime)]) == 0
+
+
+def running(daemon: Daemon) -> bool:
+    return bool(daemon.status().rotation)
+
+
+def left_over(daemon: Daemon) -> list[str]:
+    """Of the devices that are not in use: routes, carriers, mentions in the firewall."""
+    machine, ifname = daemon.machine, device(daemon)
+    routes = [machine.run(["ip", f"-{v}", "route", "show", "table", "7117"]).stdout for v in (4, 6)]
+    found = [line for text in routes for line in text.splitlines() if f" dev {ifname} " not in line]
+    found += [p.name for p in (machine.directory / "run" / "rhizome").glob("*-b.carrier") if not ifname.endswith("-b")]
+    other = ifname.removesuffix("-b") if ifname.endswith("-b") else f"{ifname}-b"
+    return found + [
+        line for line in machine.run(["nft", "list", "ruleset"]).stdout.splitlines() if f'"{other}"' in line
+    ]
+
+
+def replaced(scene: Scene, before: set[str], timeout_s: float = 90) -> None:
+    """Both ends have other keys, and nothing is left of the old ones."""
+
+    def done() -> bool:
+        ends = [devices(daemon) for daemon in (scene.server, scene.client)]
+        return all(len(end) == 1 for end in ends) and before.isdisjoint(key for end in ends for key in end.values())
+
+    wait_until(done, "new keys at both ends, and one device", timeout_s, every_s=0.2)
+    for daemon in (scene.server, scene.client):
+        wait_until(lambda daemon=daemon: not left_over(daemon), "nothing of the old devices", 10, every_s=0.2)
+
+
+def strict(scene: Scene, value: int) -> None:
+    for daemon in (scene.server, scene.client):
+        for name in ("all", "default"):
+            daemon.machine.sysctl(**{f"net__ipv4__conf__{name}__rp_filter": value})
+
+
+@pytest.mark.parametrize("rp_filter", [0, 1])
+def test_wireguards_keys_by_command(scene: Scene, rp_filter: int) -> None:
+    """There and back again: the second rotation takes the first names. Strict reverse path filtering does not mind."""
+    strict(scene, rp_filter)
+
+    def rotate() -> None:
+        before = keys(scene)
+        order(scene)
+        replaced(scene, before)
+
+    lossless(scene, rotate)
+    assert dict(scene.server.status().counters.rotations).get("done")
+    assert not running(scene.server) and not running(scene.client)
+    strict(scene, 0)
+
+
+@pytest.mark.parametrize("victim", ["server", "client"])
+def test_a_daemon_that_is_killed_in_the_middle_goes_on(scene: Scene, victim: str) -> None:
+    daemon: Daemon = getattr(scene, victim)
+
+    def rotate() -> None:
+        before = keys(scene)
+        order(scene)
+        wait_until(lambda: len(devices(scene.client)) == 2, "a second device at the client", 30, every_s=0.05)
+        daemon.kill()
+        daemon.process.wait()
+        daemon.start()
+        replaced(scene, before)
+
+    lossless(scene, rotate)
+
+
+def test_wireguards_keys_by_age(scene: Scene) -> None:
+    before = keys(scene)
+    scene.server.settings["wireguard_key_lifetime_s"] = 1
+    scene.server.stop()
+    scene.server.start()
+    replaced_once = scene.server.log().count("WireGuard's keys are replaced")
+    wait_until(lambda: scene.server.log().count("WireGuard's keys are replaced") > replaced_once, "a rotation", 60)
+    scene.server.settings["wireguard_key_lifetime_s"] = 0
+    scene.server.stop()
+    scene.server.start()
+    scene.server.wait_ready()
+    replaced(scene, before)
+    assert not (scene.server.machine.directory / "run" / "rhizome" / f"rz-seed{ASKED_KEYS_SUFFIX}").exists()
+    wait_until(scene.reaches_the_pod, "traffic afterwards")
+
+
+def test_a_client_whose_new_keys_do_not_work_stays_on_the_old_ones(scene: Scene) -> None:
+    """And comes over when they do."""
+    machine, before = scene.client.machine, keys(scene)
+    names = devices(scene.client).keys()
+    new = ({"rz-shoot", "rz-shoot-b"} - names).pop()
+    machine.run(["nft", "add", "table", "inet", "broken"])
+    machine.run(["nft", "add", "chain", "inet", "broken", "in", "{ type filter hook prerouting priority -400; }"])
+    machine.run(["nft", "add", "rule", "inet", "broken", "in", "iifname", new, "drop"])
+
+    def rotate() -> None:
+        order(scene)
+        wait_until(lambda: len(devices(scene.client)) == 2, "a second device at the client", 30, every_s=0.05)
+        wait_until(lambda: devices(scene.client).keys() == names, "the second device going again", 60, every_s=0.2)
+
+    lossless(scene, rotate)
+    assert dict(scene.client.status().counters.rotations)["failed"]
+    assert "old ones stay in use" in scene.client.status().rotation and running(scene.server)
+    assert scene.client.ready() and scene.server.ready()
+    machine.run(["nft", "delete", "table", "inet", "broken"])
+    scene.client.stop()  # it would try again in five minutes
+    scene.client.start()
+    scene.client.wait_ready()
+    replaced(scene, before)
     wait_until(scene.reaches_the_pod, "traffic afterwards")

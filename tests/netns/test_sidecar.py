@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
+from agent.__main__ import main
 from lab import addresses
 from lab.addresses import Family
 from lab.daemons import Daemon, Value
@@ -280,3 +281,36 @@ def test_a_server_that_starts_anew_is_found_again_at_once(direct: Scene) -> None
         time.sleep(2)
     print(f"the server was away for {away_s:.2f} s, traffic for {probe.report.outage_s:.2f} s")
     assert probe.report.outage_s - away_s < 3.0
+
+
+def test_wireguards_keys_are_replaced_under_a_sidecars_traffic(make_lab: Callable[..., Lab]) -> None:
+    """Its own too, as far as it goes by the stream."""
+    lab = make_lab("haproxy-sni", seed_pods=2)
+    scene = Scene(lab, lab.seed_server(), lab.shoot_client(), lab.sidecar(1, direct=False), lab.sidecar(2))
+    daemons = (scene.server, scene.client, scene.apiserver, scene.prometheus)
+    for daemon in daemons:
+        daemon.start()
+    for daemon in daemons:
+        daemon.wait_ready()
+    machine = scene.apiserver.machine
+    before = machine.run(["wg", "show", "all", "public-key"]).stdout
+    losses: list[int] = []
+    while not losses or (losses[-1] and len(losses) < 3):  # as tests/netns/test_rotation.py does
+        done = len(losses) + 1
+        with machine.probe("udp", addresses.pod(1).v4, addresses.ECHO_PORT, rate=1000.0) as probe:
+            probe.wait_for_answer()
+            assert main(["rotate", "--wireguard-keys", "--runtime-dir", str(lab.seed.directory / "run/rhizome")]) == 0
+            wait_until(
+                lambda done=done: scene.server.log().count("WireGuard's keys are replaced") == done,
+                "it",
+                90,
+                every_s=0.2,
+            )
+            time.sleep(0.5)
+        losses.append(probe.report.lost)
+    assert losses[-1] == 0, f"packets lost, try by try: {losses}"
+    after = machine.run(["wg", "show", "all", "public-key"]).stdout
+    assert len(after.splitlines()) == 1 and after.split()[1] != before.split()[1]
+    assert "did not come over" not in scene.server.log()
+    for machine in lab.seed_pods:
+        assert reaches(machine, POD)

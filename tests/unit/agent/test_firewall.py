@@ -51,7 +51,7 @@ CASES = {
         sources=networks(*TUNNEL, "10.250.0.0/16", "100.64.0.0/13"),
         local_ports=frozenset({51820}),
         doors=frozenset({Door(51821, networks("10.10.0.0/16", "fd00:10::/64"))}),
-        hub="rz-seed",
+        hubs=frozenset({"rz-seed"}),
         transits=frozenset(
             {
                 Transit(networks("192.168.128.8/32", "fd8f::8/128"), networks("10.250.0.0/16", "100.64.0.0/13")),
@@ -63,6 +63,13 @@ CASES = {
             suspended=(ranges("10.250.0.7", "10.250.0.7"), ranges("fd01::", "fd01::ffff")),
             abandoned=(ranges("100.64.0.0", "100.71.255.255"),),
         ),
+    ),
+    "two_hubs": Firewall(
+        devices=frozenset({"rz-direct", "rz-seed", "rz-seed-b"}),
+        sources=networks(*TUNNEL, "10.250.0.0/16"),
+        local_ports=frozenset({51820, 51822}),
+        hubs=frozenset({"rz-seed", "rz-seed-b"}),
+        transits=frozenset({Transit(networks("192.168.128.9/32"), networks("10.250.0.0/16"))}),
     ),
     "two_devices": Firewall(
         devices=frozenset({"rhizome0", "rhizome1"}),

@@ -59,6 +59,9 @@ CREDENTIAL = Credential("eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl", "0a
     [
         Enroll(KEYS, OFFER, software="rhizome 0.1.0", path="direct"),
         Enroll(KEYS, OFFER, once=True),
+        Enroll(KEYS, OFFER, standby=True),
+        replace(GRANT, target="wg-0a1b2c3d", successor="wg-4e5f6071"),
+        Facts(OFFER, "stream", standby=True),
         GRANT,
         replace(GRANT, silence_s=600.0),
         replace(GRANT, credential=CREDENTIAL),
@@ -103,6 +106,7 @@ def test_an_unknown_mandatory_version_can_still_be_refused_in_words() -> None:
         ({"software": 1}, "software"),
         ({"once": 1}, "once"),
         ({"once": None}, "once"),
+        ({"standby": "yes"}, "standby"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, Any], word: str) -> None:
@@ -186,3 +190,11 @@ def test_the_credential_shows_only_on_the_wire() -> None:
     grant = replace(GRANT, credential=CREDENTIAL)
     assert CREDENTIAL.token in encode(grant)
     assert CREDENTIAL.token not in repr(grant) and CREDENTIAL.token not in str(grant)
+
+
+@pytest.mark.parametrize("field", ["target", "successor"])
+@pytest.mark.parametrize("name", ["wg", "wg-0A1B2C3D", "wg-0a1b2c3d/22/", "../x", "127.0.0.1", 7])
+def test_a_device_of_the_server_has_a_name_of_one_shape(field: str, name: object) -> None:
+    """It becomes a part of a request's path."""
+    with pytest.raises(BadMessage, match=field):
+        parse(json.dumps(json.loads(encode(GRANT)) | {field: name}))

@@ -59,6 +59,13 @@ def test_the_firewall_stands_before_the_link_is_up() -> None:
     assert any(isinstance(step, SetFirewall) for step in steps[:up])
 
 
+def test_a_devices_own_sysctls_come_when_it_is_there() -> None:
+    own = replace(WANT, sysctls=WANT.sysctls | {("net.ipv4.conf.rz-seed.rp_filter", "2")})
+    steps = text(own)
+    assert steps.index("sysctl -w net.ipv4.ip_forward=1") < steps.index("ip link set rz-seed up")
+    assert steps.index("sysctl -w net.ipv4.conf.rz-seed.rp_filter=2") > steps.index("ip link set rz-seed up")
+
+
 def test_nothing_to_do() -> None:
     assert text(WANT, WANT, frozenset({4, 6})) == []
 

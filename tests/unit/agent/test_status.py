@@ -66,6 +66,7 @@ def test_every_field_is_there_and_counts_are_objects_even_when_empty() -> None:
         "moves": 0,
         "path_moves": 0,
         "conflicts": 0,
+        "rotations": {},
     }
     assert data["paths"][0]["drops"] == {}
 

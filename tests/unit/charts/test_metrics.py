@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.carrier.api import Stats
 from agent.client.passage import Passage
 from agent.client.reporter import Reporter as ClientReporter
+from agent.generations import Names
 from agent.identity import Role
 from agent.metrics import exposition
 from agent.model import PeerStatus, PublicKey
@@ -68,40 +69,51 @@ def seed_status(certificate: Path) -> Any:
         direct_key=None,
     )
     live = SimpleNamespace(
-        last_pass=None, statuses=(PeerStatus(KEY, None, 1.0, 2, 3),), stats=STATS, last_turned_away="",
+        last_pass=None, stats=STATS, last_turned_away="",
         streams={1: (identity, SimpleNamespace(peer="192.0.2.9:4000"))},
         refused={"outside": 1}, turned_away={"tls": 1}, steps={"AddRoute": 1},
     )  # fmt: skip
     policy = SimpleNamespace(control_plane="a", nodes=(), pods=(), services=())
     roster = SimpleNamespace(
-        prober=SimpleNamespace(targets={"192.168.128.2": SimpleNamespace(age_s=lambda now: 0.1, rtt_s=0.01)}),
         carrying=SimpleNamespace(pulses={}, tally=SimpleNamespace(failovers={"silent": 1}, moves=1)),
     )  # fmt: skip
     server = SimpleNamespace(
         live=live, roster=roster,
         registry=SimpleNamespace(clients={"n1": client}), carries={}, charter=SimpleNamespace(policy=policy, mtu_bytes=1420),
         warden=SimpleNamespace(fence=SimpleNamespace(contested=1, fenced=lambda now: ())),
-        plane=SimpleNamespace(ifname="rz-seed", incarnation=SimpleNamespace(epoch="e1")), direct=None,
+        stream=SimpleNamespace(
+            names=Names("rz-seed", 51820), current=SimpleNamespace(ifname="rz-seed", incarnation=SimpleNamespace(epoch="e1")),
+            statuses={"rz-seed": (PeerStatus(KEY, None, 1.0, 2, 3),)},
+            canaries=lambda _: {"192.168.128.2": SimpleNamespace(age_s=lambda now: 0.1, rtt_s=0.01)},
+        ), direct=None,
     )  # fmt: skip
     egress = EgressHealth(("[::]:9443",), dials=(("dial ok", 1),), latency=(("0.001", 1), ("inf", 0)))
     choice = SimpleNamespace(kind=SimpleNamespace(value="kernel"), reason="")
     known = SimpleNamespace(pools=lambda: (PoolHealth("192.168.128.0/17", 100, 1),))
-    reporter: Any = SeedReporter(server, choice, certificate, known, SimpleNamespace(health=lambda: egress))  # type: ignore[arg-type]
+    keys = SimpleNamespace(rotations={"done": 1}, age_s=lambda wall: 60.0, words=lambda now: "")
+    reporter: Any = SeedReporter(server, keys, choice, certificate, known, SimpleNamespace(health=lambda: egress))  # type: ignore[arg-type]
     return reporter.status()
 
 
 def shoot_status(certificate: Path) -> Any:
     grant = SimpleNamespace(servers=(), carries=(), refused=(), routes=(), epoch="e1")
     live = SimpleNamespace(
-        last_pass=None, up=SimpleNamespace(via="SNI"), dial_failed=None, status=PeerStatus(KEY, None, 1.0, 2, 3),
-        stats=STATS, refused=(), steps={"AddRoute": 1}, reconnects=1,
+        last_pass=None, refused=(), steps={"AddRoute": 1},
     )  # fmt: skip
+    leg = SimpleNamespace(
+        up=SimpleNamespace(via="SNI"),
+        dial_failed=None,
+        status=PeerStatus(KEY, None, 1.0, 2, 3),
+        stats=STATS,
+        reconnects=1,
+    )
     session = SimpleNamespace(
         stream=1, grant=grant, refusal=None, expires_in_s=lambda now: 1800.0, unrenewed_s=lambda now: None
     )
     client = SimpleNamespace(
         live=live, session=session, responder=SimpleNamespace(age_s=lambda now: 0.1), passage=Passage(), mtu_bytes=1420,
-        plane=SimpleNamespace(ifname="rz-shoot"), direct=None, keeper=None,
+        plane=SimpleNamespace(ifname="rz-shoot", born=1.0), direct=None, keeper=None, leg=leg,
+        crossing=SimpleNamespace(rotations={"done": 1}, words=""),
     )  # fmt: skip
     choice = SimpleNamespace(kind=SimpleNamespace(value="kernel"), reason="")
     reporter: Any = ClientReporter(client, Role.SHOOT_CLIENT, "a", choice, certificate, certificate)  # type: ignore[arg-type]

@@ -12,18 +12,8 @@ from agent.model import Device, PresharedKey, PrivateKey, PublicKey
 from seed_server.absent import decode, encode, heard, restore
 from seed_server.access import parse
 from seed_server.desired import Second, tunnel
-from seed_server.registry import (
-    Client,
-    Once,
-    Policy,
-    Registry,
-    admit,
-    expire,
-    next_expiry,
-    precheck,
-    stream_down,
-    update_facts,
-)
+from seed_server.policy import Policy
+from seed_server.registry import Client, Once, Registry, admit, expire, next_expiry, precheck, stream_down, update_facts
 from tests.unit.seed_server.test_server import CHARTER
 
 CP = "shoot--garden--a"

@@ -13,7 +13,8 @@ from seed_server.assignment import parts
 from seed_server.carrying import Carrying
 from seed_server.charter import Charter
 from seed_server.desired import grant, tunnel
-from seed_server.registry import Client, Policy, Refusal, Registry
+from seed_server.policy import Policy, Refusal
+from seed_server.registry import Client, Leg, Registry
 
 CHARTER = Charter(
     policy=Policy("cp", networks(["10.250.0.0/16"]), (), networks(["100.64.0.0/13"]), (), 3600.0),
@@ -22,7 +23,7 @@ CHARTER = Charter(
     ranges=networks(["10.250.0.0/16", "100.64.0.0/13"]),
     mtu_bytes=1420,
     persistent_keepalive_s=25,
-    firewall=Firewall(frozenset({"rz-seed"}), frozenset(networks(["192.168.128.0/17"])), hub="rz-seed"),
+    firewall=Firewall(frozenset({"rz-seed"}), frozenset(networks(["192.168.128.0/17"])), hubs=frozenset({"rz-seed"})),
 )
 DEVICE = Device("rz-seed", PrivateKey(b"k" * 32), listen_port=51820)
 
@@ -63,7 +64,7 @@ def test_every_declared_range_is_routed_even_when_nobody_carries_it() -> None:
         ("10.250.0.0/16", "192.168.128.1"),
         ("100.64.0.0/13", "192.168.128.1"),
     }
-    assert want.firewall == render(CHARTER.firewall)
+    assert want.firewall == render(replace(CHARTER.firewall, local_ports=frozenset({51820})))
 
 
 def test_a_client_gets_its_addresses_and_what_it_carries() -> None:
@@ -156,3 +157,70 @@ def test_a_sidecar_that_was_in_before_a_restart_keeps_its_ranges_until_it_is_bac
     back = replace(sidecar("api", 8, "100.64.0.0/13"), public_key=PublicKey(b"a" * 32))
     reg = replace(reg, clients={str(back.identity): back})
     assert transits(tunnel(DEVICE, charter, reg, {})) == {"192.168.128.8": services, "fd8f::8": services}
+
+
+# Two devices, while keys are replaced
+
+NEXT = Device("rz-seed-b", PrivateKey(b"K" * 32), listen_port=51822)
+
+
+def both(reg: Registry) -> Tunnel:
+    carrying = Carrying(CHARTER.policy.ranges())
+    for joined in reg.clients.values():
+        carrying.put(joined, 0.0)
+    want = tunnel(DEVICE, CHARTER, reg, carrying.carries, successor=NEXT)
+    check(want)
+    return want
+
+
+def crossing(number: int, *, moved: bool) -> Client:
+    start = replace(client(f"n{number}", number, f"10.250.0.{number}/32"), device="rz-seed")
+    there = Leg("rz-seed-b", PublicKey(b"N" * 31 + bytes([number])), PresharedKey(b"q" * 32), 0.0, 40 + number)
+    return start.on(there, start.leg) if moved else replace(start, other=there)
+
+
+def leads(want: Tunnel, prefix: str) -> set[tuple[str, int]]:
+    return {(route.ifname, route.metric) for route in want.routes if str(route.dst) == prefix}
+
+
+def test_both_devices_accept_the_same_of_a_client_that_comes_over() -> None:
+    want = both(registry(crossing(7, moved=False)))
+    old, new = ({p.public_key: p.allowed_ips for p in device.peers} for device in want.devices)
+    assert list(old.values()) == list(new.values()) and old.keys().isdisjoint(new)
+    assert want.devices[0].addresses == want.devices[1].addresses
+    assert want.firewall is not None
+    for word in ('iifname "rz-seed" jump from_tunnel', 'iifname "rz-seed-b" jump from_tunnel', "51820", "51822"):
+        assert word in want.firewall
+
+
+def test_a_route_decides_by_which_device_each_client_is_reached() -> None:
+    want = both(registry(crossing(7, moved=False), crossing(8, moved=True)))
+    assert leads(want, "10.250.0.7/32") == {("rz-seed", 0)} and leads(want, "10.250.0.8/32") == {("rz-seed-b", 0)}
+    assert leads(want, "10.250.0.0/16") == {("rz-seed", 0)}
+
+
+def test_the_canary_finds_a_way_by_each_of_the_two_devices() -> None:
+    want = both(registry(crossing(7, moved=False)))
+    assert leads(want, "192.168.128.0/17") == {("rz-seed", 0), ("rz-seed", 50), ("rz-seed-b", 51)}
+
+
+def test_when_all_have_come_over_the_ranges_follow() -> None:
+    """Before the old device goes: what is routed more precisely can go then without a gap."""
+    want = both(registry(crossing(7, moved=True), crossing(8, moved=True)))
+    assert leads(want, "10.250.0.0/16") == {("rz-seed-b", 0)}
+
+
+def test_peers_found_at_start_are_reached_as_they_were() -> None:
+    peer = Peer(PublicKey(b"f" * 32), frozenset(networks(["192.168.128.9/32", "10.250.0.9/32"])))
+    found = replace(registry(), adopted_next=(peer,), next_routes=frozenset(peer.allowed_ips), adopted=(peer,))
+    want = both(found)
+    assert all(device.peers == {peer} for device in want.devices)
+    assert leads(want, "10.250.0.9/32") == {("rz-seed-b", 0)}
+
+
+def test_a_hub_has_two_ways_out_and_no_third() -> None:
+    sidecar = replace(
+        client("api", 9), identity=Identity("cp", Role.SIDECAR, "api"), routes=networks(["10.250.0.0/16"])
+    )
+    text = both(registry(sidecar)).firewall
+    assert text is not None and 'oifname != "rz-seed" oifname != "rz-seed-b" counter name "denied" drop' in text

@@ -68,7 +68,7 @@ def test_settings_become_a_configuration() -> None:
         "10.242.0.0/16": "the seed's own range",
         "192.168.128.0/17": "the tunnel's own network",
     }
-    assert config.device == on.ifname
+    assert config.devices == (on.ifname, f"{on.ifname}-b")
     assert config.dns == ("10.250.0.10",)
 
 

@@ -9,11 +9,14 @@ from agent.identity import Identity, Role
 from agent.messages import Enroll, Facts, Offer, Refuse
 from agent.model import Peer, PresharedKey, PublicKey, networks
 from seed_server.access import parse
+from seed_server.policy import Policy
 from seed_server.registry import (
+    LEG_KEPT_S,
     Admitted,
-    Policy,
+    Client,
     Registry,
     admit,
+    all_on,
     expire,
     next_expiry,
     precheck,
@@ -207,3 +210,91 @@ def test_a_sidecar_that_no_rule_names_is_turned_away_and_so_are_all_where_nothin
         reason_of(precheck(Registry(), stuck, frozenset({SERVER_KEY}), who("api", Role.SIDECAR), enroll))
         == "forwarding"
     )
+
+
+# Two devices of ours, while keys are replaced
+
+
+def cross(before: Registry, device: str, name: str, stream: int, *, standby: bool = True, now: float = 0.0) -> Admitted:
+    """n1 enrols on a stream to one of our devices."""
+    enroll = Enroll((("stream", key(name)),), offer("10.250.0.7/32"), standby=standby)
+    at = (ip_address("192.168.128.9"),)
+    return admit(
+        before, POLICY, who("n1"), enroll, at, PresharedKey(name.encode().ljust(32)), stream, now, device=device
+    )
+
+
+def both(done: Admitted) -> list[tuple[str, PublicKey, int | None]]:
+    return [(leg.device, leg.public_key, leg.stream) for leg in done.client.legs]
+
+
+OLD, NEW = ("a", key("old"), 1), ("b", key("new"), 2)
+
+
+def test_what_is_on_standby_does_not_get_the_packets() -> None:
+    first = cross(Registry(), "a", "old", 1, standby=False)
+    assert both(cross(first.registry, "b", "new", 2)) == [OLD, NEW]
+
+
+def test_who_says_so_is_sent_packets_by_the_new_device_and_keeps_the_old_one() -> None:
+    crossing = cross(cross(Registry(), "a", "old", 1, standby=False).registry, "b", "new", 2)
+    moved = update_facts(crossing.registry, POLICY, who("n1"), Facts(offer("10.250.0.7/32")), "b")
+    assert moved is not None and both(moved) == [NEW, OLD]
+    again = cross(moved.registry, "a", "old", 1)
+    assert both(again) == [NEW, OLD], "the old one enrols again, on standby"
+
+
+def test_an_old_client_that_says_nothing_of_standby_is_where_it_came_last() -> None:
+    first = cross(Registry(), "a", "old", 1, standby=False)
+    assert both(cross(first.registry, "b", "old", 2, standby=False)) == [("b", key("old"), 2), ("a", key("old"), 1)]
+
+
+def test_who_has_nothing_else_is_not_on_standby() -> None:
+    assert both(cross(Registry(), "b", "new", 2)) == [NEW]
+    lost = stream_down(cross(Registry(), "a", "old", 1, standby=False).registry, str(who("n1")), 1, 5.0)
+    assert both(cross(lost, "b", "new", 2)) == [NEW]
+
+
+def test_a_client_has_one_key_at_each_device_however_often_it_asks() -> None:
+    """It is the attack: a key for each enroll."""
+    registry = cross(Registry(), "a", "old", 1, standby=False).registry
+    for number in range(20):
+        done = cross(registry, "b", f"new{number}", 2)
+        registry = done.registry
+    assert both(done) == [OLD, ("b", key("new19"), 2)]
+    assert set(registry.holders) == {key("old"), key("new19")}
+    assert len(registry.clients) == 1 and done.client.own == networks(["10.250.0.7/32"])
+
+
+def test_nobody_takes_the_key_that_another_has_at_another_device() -> None:
+    registry = cross(cross(Registry(), "a", "old", 1, standby=False).registry, "b", "new", 2).registry
+    stolen = Enroll((("stream", key("new")),), Offer(), standby=True)
+    refuse = precheck(registry, POLICY, frozenset({SERVER_KEY}), who("evil"), stolen)
+    assert refuse is not None and "is held by" in refuse.text
+
+
+def test_the_old_device_is_left_when_its_stream_has_been_gone_for_a_moment() -> None:
+    moved = cross(cross(Registry(), "a", "old", 1, standby=False).registry, "b", "new", 2, standby=False)
+    left = stream_down(moved.registry, str(who("n1")), 1, 10.0)
+    (client,) = expire(left, 10.0 + LEG_KEPT_S - 0.1).clients.values()
+    assert both(Admitted(left, client)) == [NEW, ("a", key("old"), None)]
+    gone = expire(left, 10.0 + LEG_KEPT_S)
+    (client,) = gone.clients.values()
+    assert both(Admitted(gone, client)) == [NEW] and set(gone.holders) == {key("new")}
+
+
+def test_at_the_end_everybody_is_at_the_new_device_with_the_key_that_he_has() -> None:
+    come = cross(cross(Registry(), "a", "old", 1, standby=False).registry, "b", "new", 2)
+    (client,) = all_on(come.registry, "b").clients.values()
+    assert both(Admitted(come.registry, client)) == [NEW]
+    old = cross(Registry(), "a", "old", 1, standby=False)
+    (client,) = all_on(old.registry, "b").clients.values()
+    assert (client.device, client.public_key) == ("b", key("old"))
+
+
+def test_a_new_key_at_the_new_device_has_a_preshared_key_of_its_own() -> None:
+    done = cross(cross(Registry(), "a", "old", 1, standby=False).registry, "b", "new", 2)
+    assert len({leg.preshared_key.reveal() for leg in done.client.legs}) == 2
+    renewed: Client = cross(done.registry, "b", "new", 3).client
+    assert renewed.other is not None and done.client.other is not None
+    assert renewed.other.preshared_key == done.client.other.preshared_key, "an enroll that is repeated changes nothing"

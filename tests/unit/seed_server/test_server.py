@@ -17,13 +17,15 @@ from agent.fakes.host import FakeHost
 from agent.fakes.netstack import FakeNetStack
 from agent.fakes.wireguard import FakeWireGuard
 from agent.firewall import Firewall
+from agent.generations import Names
 from agent.identity import Identity, Role
 from agent.messages import Credential, Drain, Enroll, Facts, Grant, Offer, Refuse, encode, parse
 from agent.model import IPAddress, PublicKey, networks
 from agent.run import cancel_all
 from seed_server.assignment import parts
 from seed_server.charter import Charter
-from seed_server.registry import Policy
+from seed_server.generations import Generations
+from seed_server.policy import Policy
 from seed_server.server import SeedServer
 from seed_server.warden import Warden
 
@@ -42,7 +44,7 @@ CHARTER = Charter(
     ranges=networks(["10.250.0.0/16", "100.96.0.0/11", "100.64.0.0/13"]),
     mtu_bytes=1420,
     persistent_keepalive_s=25,
-    firewall=Firewall(frozenset({"rz-seed"}), frozenset(networks(["192.168.128.0/17"])), hub="rz-seed"),
+    firewall=Firewall(frozenset({"rz-seed"}), frozenset(networks(["192.168.128.0/17"])), hubs=frozenset({"rz-seed"})),
 )
 
 
@@ -110,10 +112,9 @@ async def _rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
     rig = Rig(host, wg, None, asyncio.Queue())  # type: ignore[arg-type]
     rig.server = SeedServer(
         CHARTER,
-        plane,
+        await Generations.find(plane, Names("rz-seed", 51820), 1420),
         rig.allocate,
         rig.sent.append,
-        wireguard_port=51820,
         resync_s=60.0,
         warden=Warden(lambda: rig.wall),
     )
@@ -153,7 +154,7 @@ async def test_a_client_is_in_before_it_is_told_so(rig: Rig) -> None:
     assert grant.addresses == (ip_address("192.168.128.2"),)
     assert set(grant.carries) == set(NODE.all()) and grant.refused == ()
     assert grant.preshared_key == rig.wg.devices["rz-seed"].peers[key("n1")].preshared_key
-    assert dict(grant.public_keys)["stream"] == rig.server.plane.incarnation.public_key
+    assert dict(grant.public_keys)["stream"] == rig.server.stream.current.incarnation.public_key
 
 
 async def test_a_hostile_client_changes_nothing_and_every_refusal_is_counted_and_named(rig: Rig) -> None:

@@ -15,10 +15,12 @@ from agent.denylist import DenyList
 from agent.fakes.host import FakeHost
 from agent.fakes.netstack import FakeNetStack
 from agent.fakes.wireguard import FakeWireGuard
+from agent.generations import Names
 from agent.identity import Identity, Role
 from agent.messages import Enroll, Grant, Offer, Refuse
 from agent.model import Endpoint
 from seed_server.direct import DirectSide, Secrets
+from seed_server.generations import Generations
 from seed_server.once import OnceFile
 from seed_server.registry import Client
 from seed_server.server import SeedServer
@@ -45,10 +47,9 @@ async def make(once: OnceFile | None, left: Iterable[Client] = ()) -> Rig:
     first = await DataPlane.open(wg, net, "rz-seed", "seed-server")
     rig.server = SeedServer(
         charter,
-        first,
+        Generations(first, Names("rz-seed", 51820), 1420),
         rig.allocate,
         rig.sent.append,
-        wireguard_port=51820,
         resync_s=60.0,
         warden=Warden(time.time),
         direct=direct,

@@ -80,7 +80,7 @@ async def _rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
     plane = await DataPlane.open(wg, FakeNetStack(host), "rz-shoot", "shoot-client")
     rig = Rig(host, wg, None)  # type: ignore[arg-type]
     rig.client = Client(
-        ShootRole(Node(True, 51877)),
+        ShootRole(Node(True)),
         plane,
         OFFER,
         rig.sent.append,

@@ -17,11 +17,27 @@ def status(role: str) -> RoleStatus:
     return RoleStatus(role, "a", "rz-seed", Verdict.UP, "", 0.0)
 
 
+@pytest.mark.parametrize(
+    ("flags", "file", "words"),
+    [
+        ([], "rz-seed.rotate", "rz-seed: every client gets a new preshared key; sessions go on\n"),
+        (
+            ["--wireguard-keys"],
+            "rz-seed.rotate-wireguard",
+            "rz-seed: WireGuard's keys are being replaced; `rhizome-agent status` says when that is done\n",
+        ),
+    ],
+)
 def test_the_order_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    file: str,
+    words: str,
 ) -> None:
     monkeypatch.setattr(rotate, "collect", lambda _: [status("seed-server"), status("shoot-client")])
-    asked = tmp_path / "rz-seed.rotate"
+    asked = tmp_path / file
 
     def daemon() -> None:
         until = time.monotonic() + 10
@@ -31,9 +47,9 @@ def test_the_order_is_taken(
 
     thread = threading.Thread(target=daemon)
     thread.start()
-    assert main(["rotate", "--runtime-dir", str(tmp_path)]) == 0
+    assert main(["rotate", *flags, "--runtime-dir", str(tmp_path)]) == 0
     thread.join()
-    assert capsys.readouterr().out == "rz-seed: every client gets a new preshared key; sessions go on\n"
+    assert capsys.readouterr().out == words
 
 
 def test_nobody_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

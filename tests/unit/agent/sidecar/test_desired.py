@@ -3,7 +3,7 @@
 from dataclasses import replace
 from ipaddress import ip_address
 
-from agent.client.role import DirectView, View
+from agent.client.role import BesideView, DirectView, View
 from agent.messages import Direct, Grant
 from agent.model import Device, Endpoint, PresharedKey, PrivateKey, PublicKey, Tunnel, networks
 from agent.plan import check
@@ -31,7 +31,7 @@ REACHED = {"192.168.128.1/32", "fd8f::1/128", "10.250.0.0/16", "100.64.0.0/13", 
 
 
 def tunnel(view: View) -> Tunnel:
-    want = SidecarRole(51878).tunnel(DEVICE, view)
+    want = SidecarRole().tunnel(DEVICE, view)
     check(want)
     return want
 
@@ -114,3 +114,13 @@ def test_its_port_hears_the_servers_endpoint_alone() -> None:
         "ip saddr 10.1.0.7 return",
         'counter name "not_local" drop',
     ]
+
+
+def test_a_second_stream_device_waits_behind_the_first() -> None:
+    device = Device("rz-sidecar-b", PrivateKey(b"K" * 32), listen_port=51880)
+    other = replace(GRANT, public_keys=(("stream", PublicKey(b"t" * 32)),))
+    want = tunnel(View(GRANT, RELAY, beside=BesideView(device, other, None)))
+    first, second = want.devices
+    assert {p.allowed_ips for p in first.peers} == {p.allowed_ips for p in second.peers}
+    metrics = {(r.ifname, r.metric) for r in want.routes if str(r.dst) == "10.250.0.0/16"}
+    assert metrics == {("rz-sidecar", 20), ("rz-sidecar-b", 220)}
