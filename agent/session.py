@@ -39,7 +39,7 @@ class Session:
     """Mutable, small, and without any I/O. `kicks` counts, by path, the times that the server's device was found to be a
     new one with an old key: whoever owns the device removes the peer once per kick, so that WireGuard handshakes at once.
     `path` is the device that we send by, empty for a client that has only one; `once`: we are going to leave; `standby`: we send by the device of another session;
-    `granted_at` is when the grant came."""
+    `granted_at` is when the grant came, `ended` the last one that was withdrawn."""
 
     public_keys: tuple[tuple[str, PublicKey], ...]
     offer: Offer
@@ -47,6 +47,7 @@ class Session:
     state: State = State.DOWN
     stream: int | None = None
     grant: Grant | None = None
+    ended: Grant | None = None
     refusal: Refuse | None = None
     kicks: Counter[str] = field(default_factory=Counter)
     path: str = ""
@@ -132,7 +133,7 @@ class Session:
     def tick(self, now: float) -> tuple[Command, ...]:
         """Do what is due. Call at `next_wakeup()` or later."""
         if self.grant is not None and now >= self._expires_at:
-            self.grant = None
+            self._withdraw()
         if self.stream is None:
             return ()
         if self._answer_by is not None and now >= self._answer_by:
@@ -202,10 +203,13 @@ class Session:
         self.granted_at = now
         self._renew_at = now + max(grant.lifetime_s / 2, RENEW_MIN_S)
 
+    def _withdraw(self) -> None:
+        self.ended, self.grant = self.grant or self.ended, None
+
     def _refused(self, stream: int, refuse: Refuse) -> tuple[Command, ...]:
         """The grant ends with the refusal: the server has no such peer any more."""
         self.refusal = refuse
-        self.grant = None
+        self._withdraw()
         self.state = State.REFUSED
         self._answer_by = None
         retry_in_s = REFUSED_RETRY_S if refuse.retry_after_s is None else refuse.retry_after_s

@@ -193,7 +193,8 @@ class Client:
         beside = [
             BesideView(leg.device(self.mtu_bytes), leg.session.grant, leg.relay, sysctls) for leg in self.legs[1:]
         ]
-        view = View(grant, self.leg.relay, refused, direct, self.session.offer, beside[0] if beside else None)
+        more = beside[0] if beside else None
+        view = View(grant, self.leg.relay, refused, direct, self.session.offer, more, self.session.ended)
         return self.role.tunnel(device, view)
 
     async def _reconcile(self) -> None:

@@ -45,7 +45,7 @@ class BesideView:
 class View:
     """What a client knows when it decides what its host should be. `relay` is where the carrier takes WireGuard's packets,
     None while there is no carrier; `refused` are networks that the route guard turned down; `direct` is None without a
-    second device; `offer` is what this host could carry; `beside` is there while keys are replaced."""
+    second device; `offer` is what this host could carry; `beside` is there while keys are replaced. `ended` is the last grant, while there is none."""
 
     grant: Grant | None
     relay: Endpoint | None = None
@@ -53,6 +53,7 @@ class View:
     direct: DirectView | None = None
     offer: Offer = field(default_factory=Offer)
     beside: BesideView | None = None
+    ended: Grant | None = None
 
 
 class ClientRole(Protocol):

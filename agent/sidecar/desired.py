@@ -40,7 +40,8 @@ class SidecarRole:
         ports = frozenset(each.listen_port for each in streams if each.listen_port is not None)
         if grant is None:
             rules = _rules((*streams, *second), None, (), local_ports=ports)
-            return Tunnel((device, *second), firewall=rules)
+            device, routes = (device, frozenset[Route]()) if view.ended is None else _dead_end(device, view.ended, view)
+            return Tunnel((device, *second), routes, rules)
         allowed = tuple(network for network in reachable(grant) if network not in view.refused)
         shoot = [network for network in allowed if network in grant.routes]
         servers = _servers(grant, view)
@@ -57,6 +58,13 @@ class SidecarRole:
         networks = (*servers[STREAM], *servers[DIRECT], *shoot)
         rules = _rules((device, *streams[1:], *second), grant, networks, local_ports=ports)
         return Tunnel((device, *other, *second), routes, rules, beside_sysctls(view, other))
+
+
+def _dead_end(device: Device, ended: Grant, view: View) -> tuple[Device, frozenset[Route]]:
+    """The device without a peer, and still the routes of a grant that has ended: what this pod says to the shoot must not go by
+    the pod's own way out, where somebody else may have the same address."""
+    device = _equip(device, ended, frozenset())
+    return device, _routes(device, ended, [n for n in ended.routes if n not in view.refused], STANDBY)
 
 
 def _rules(

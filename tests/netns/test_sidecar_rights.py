@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -205,3 +205,29 @@ def test_a_sidecar_of_another_control_plane_is_turned_away(scene: Scene, tmp_pat
     before = sum(dict(scene.server.status().counters.turned_away).values())
     assert enrol(scene.lab.seed_pods[1], scene, "stranger", tls, {}) is None
     wait_until(lambda: sum(dict(scene.server.status().counters.turned_away).values()) > before, "being turned away")
+
+
+def test_what_a_revoked_sidecar_says_to_the_shoot_never_leaves_by_its_pods_own_way(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """Somebody else may have the shoot's addresses there. The way back is a new grant."""
+    lab = make_lab("none", seed_pods=1)
+    deny = lab.seed.directory / "deny.txt"
+    deny.touch()
+    server, client, sidecar = lab.seed_server(deny_file=str(deny)), lab.shoot_client(), lab.sidecar(1)
+    for daemon in (server, client, sidecar):
+        daemon.start()
+    for daemon in (client, server, sidecar):
+        daemon.wait_ready()
+    (pod,) = lab.seed_pods
+    wait_until(lambda: reaches(pod, POD), "the pod of the shoot")
+    order = [program("rhizome-agent"), "revoke", "spiffe://shoot--demo/sidecar/seed-pod-1", "--deny-file", str(deny)]
+    lab.seed.run(order)
+    wait_until(lambda: "was revoked" in sidecar.status().sentence, "the sidecar saying why", 30)
+    wait_until(lambda: not pod.run(["wg", "show", "rz-sidecar", "peers"]).stdout.strip(), "its peer being gone", 10)
+    for target in addresses.targets():
+        for address in (target.address.v4, target.address.v6):
+            assert "dev rz-sidecar" in pod.run(["ip", "route", "get", address]).stdout
+    assert not reaches(pod, POD)
+    lab.seed.run([*order, "--undo"])
+    wait_until(lambda: reaches(pod, POD), "the pod of the shoot again", 60)

@@ -64,6 +64,7 @@ def test_a_grant_survives_its_stream_and_ends_with_its_lifetime() -> None:
     assert s.next_wakeup() == 100.0
     s.tick(100.0)
     assert s.grant is None and s.next_wakeup() is None
+    assert s.ended == GRANT
 
 
 def test_another_stream_replaces_the_one_before_and_the_old_ones_end_is_nothing() -> None:
@@ -97,6 +98,7 @@ def test_a_refusal_ends_the_grant_and_says_when_to_come_back(later: float | None
     (close,) = s.on_message(1, encode(Refuse("role", "observers may not enrol", later)), 1.0)
     assert close == Close(1, "refused: role", retry_in_s)
     assert s.state is State.REFUSED and s.grant is None and s.refusal is not None
+    assert s.ended == GRANT
     s.on_down(1)
     assert s.state is State.REFUSED, "the reason stays visible while there is no stream"
     s.on_up(2, (), 9.0)
