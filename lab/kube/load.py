@@ -79,6 +79,7 @@ async def execs(client: aiohttp.ClientSession, count: int, size: int) -> dict[st
         sent = hashlib.shake_256(f"stream {index}".encode()).digest(size)
         got = bytearray()
         status: dict[str, Any] = {}
+        back = asyncio.Event()
         async with client.ws_connect(path, protocols=(_PROTOCOL,), max_msg_size=0) as socket:
             # The first byte back proves that `cat` runs; then wait for all the others.
             await socket.send_bytes(bytes([_STDIN]) + sent[:1])
@@ -93,11 +94,15 @@ async def execs(client: aiohttp.ClientSession, count: int, size: int) -> dict[st
             async def speak() -> None:
                 for at in range(1, size, _CHUNK_BYTES):
                     await socket.send_bytes(bytes([_STDIN]) + sent[at : at + _CHUNK_BYTES])
+                # What is said just before the end gets lost within Kubernetes now and then (kubernetes/kubernetes issue 60140).
+                await back.wait()
                 await socket.send_bytes(bytes([_CLOSE, _STDIN]))
 
             speaking = asyncio.ensure_future(speak())
             async for message in socket:
                 got += _payload(message, _STDOUT)
+                if len(got) >= size:
+                    back.set()
                 if error := _payload(message, _ERROR):
                     status = json.loads(error)
             await speaking

@@ -173,13 +173,10 @@ def test_the_aggregated_api_answers_with_the_users_name(landscape: Landscape) ->
 
 
 def test_many_exec_streams_at_once(landscape: Landscape, measured: Callable[[str], None]) -> None:
-    def once() -> str:
-        report = landscape.load("execs", EXEC_STREAMS, 65536)
-        assert report["most_open"] == EXEC_STREAMS
-        measured(f"{EXEC_STREAMS} exec streams at once, 64 KiB through each and back: {report['seconds']:.1f} s")
-        return "; ".join(report["wrong"])
-
-    asked_twice(landscape, once, measured)
+    report = landscape.load("execs", EXEC_STREAMS, 65536)
+    assert report["wrong"] == []
+    assert report["most_open"] == EXEC_STREAMS
+    measured(f"{EXEC_STREAMS} exec streams at once, 64 KiB through each and back: {report['seconds']:.1f} s")
 
 
 def test_a_large_copy_is_intact_both_ways(landscape: Landscape, measured: Callable[[str], None]) -> None:
@@ -350,8 +347,10 @@ def test_without_the_tunnel_everything_fails_with_the_reason_and_with_it_works_a
         wait_until(lambda: landscape.available()["status"] == "False", "the aggregated API being unavailable", 60, 0.5)
         # Who asks for such an object is told no more by kube-apiserver than that; the cause is in the APIService.
         assert "unable to handle the request" in landscape.plane.kubectl("get", "--raw", GREETING, check=False)
-        message = landscape.available()["message"]
-        assert says_why(landscape, message), message
+        # A question that was on its way when the tunnel closed ended with its time limit.
+        wait_until(
+            lambda: says_why(landscape, landscape.available()["message"]), "the cause in the APIService", 60, 0.5
+        )
     finally:
         start = time.monotonic()
         landscape.open_tunnel()

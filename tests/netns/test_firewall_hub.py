@@ -18,7 +18,7 @@ HUB = Firewall(
     frozenset({"eth0", "tun0"}),
     networks(*TUNNEL, *PODS, "10.50.0.0/24", "fd50::/64"),
     mtu_bytes=1400,
-    hub="tun0",
+    hubs=frozenset({"tun0"}),
     transits=frozenset({Transit(networks("10.50.0.0/24", "fd50::/64"), networks(*PODS))}),
 )
 
