@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from agent.model import IPNetwork
 from agent.pulse import Cause, Pulse, Standing
 from seed_server.desired import Carries
-from seed_server.registry import Registry
+from seed_server.registry import Registry, awaited
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,8 @@ def carriers(registry: Registry, carries: Carries, pulses: Mapping[str, Pulse]) 
         if prefixes := carries.get(key):
             fault, since = _fault(client.identity.name, pulses[key])
             found[key] = Carrier(prefixes, fault, since)
-    for peer in registry.adopted + registry.adopted_next:
-        if peer.public_key not in registry.holders:
-            found[f"adopted {peer.public_key}"] = Carrier(tuple(sorted(peer.allowed_ips, key=str)))
+    for peer in awaited(registry):
+        found[f"adopted {peer.public_key}"] = Carrier(tuple(sorted(peer.allowed_ips, key=str)))
     return found
 
 

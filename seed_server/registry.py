@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -311,6 +312,18 @@ def _is_left(leg: Leg | None, now: float) -> bool:
 
 def has_adopted(registry: Registry) -> bool:
     return bool(registry.adopted or registry.adopted_next or registry.adopted_direct)
+
+
+def awaited(registry: Registry) -> list[Peer]:
+    """Those found at start whose clients have not come back since, with whatever key."""
+    if not registry.adopted + registry.adopted_next:
+        return []
+    back = {ip_network(address) for client in registry.clients.values() for address in client.addresses}
+    return [
+        peer
+        for peer in registry.adopted + registry.adopted_next
+        if peer.public_key not in registry.holders and back.isdisjoint(peer.allowed_ips)
+    ]
 
 
 def all_on(registry: Registry, device: str) -> Registry:

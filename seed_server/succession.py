@@ -17,14 +17,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_network
 from pathlib import Path
 from types import MappingProxyType
 
 from agent.carrier.api import Configure, ListenConfig
 from agent.errors import RhizomeError
 from seed_server.generations import Generations
-from seed_server.registry import Client, Registry, all_on
+from seed_server.registry import Client, Registry, all_on, awaited
 from seed_server.server import SeedServer
 
 log = logging.getLogger("rhizome.seed")
@@ -51,12 +50,6 @@ def staying(registry: Registry, device: str, now: float) -> list[Client]:
         and (leg := client.at(device)) is not None
         and (leg.stream is not None or (leg.stream_lost_at is not None and now < leg.stream_lost_at + AWAY_S))
     ]
-
-
-def awaited(registry: Registry) -> bool:
-    """Whether there are clients that were in before this server started, and have not spoken since."""
-    back = {ip_network(address) for client in registry.clients.values() for address in client.addresses}
-    return any(back.isdisjoint(peer.allowed_ips) for peer in registry.adopted + registry.adopted_next)
 
 
 def to_ask(registry: Registry, device: str) -> list[str]:

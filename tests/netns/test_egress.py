@@ -315,12 +315,28 @@ def test_a_frozen_client_is_a_quick_503_with_its_cause(scene: Scene) -> None:
     wait_until(scene.reaches, "the pod after the thaw")
 
 
+def test_a_connection_outlives_wireguards_keys(scene: Scene) -> None:
+    """Both devices that it went by in turn: it is bound to none of them."""
+    wait_until(scene.reaches, "the pod")
+    runtime = scene.lab.seed.directory / "run" / "rhizome"
+    with scene.connect(at(addresses.pod(1).v4, addresses.HTTP_PORT)) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\n")
+        assert main(["rotate", "--wireguard-keys", "--runtime-dir", str(runtime)]) == 0
+        wait_until(lambda: "WireGuard's keys are replaced" in scene.server.log(), "the rotation", 60, every_s=0.2)
+        sock.sendall(b"Host: a\r\nConnection: close\r\n\r\n")
+        page = b""
+        while more := sock.recv(65536):
+            page += more
+    assert json.loads(page.partition(b"\r\n\r\n")[2])["machine"] == "pod1"
+    assert scene.reaches()
+
+
 def test_no_client_is_a_quick_503_with_its_cause(scene: Scene) -> None:
     """Last, because it takes the tunnel away."""
     scene.client.stop()
     kill_programs(scene.lab.node, "agent.carrier", "wireguard-go")
     target = at(addresses.pod(1).v4, addresses.HTTP_PORT)
-    wait_until(lambda: scene.refusal(target)[1].startswith("tunnel down: node-1 has no stream for"), "the cause", 10)
+    wait_until(lambda: scene.refusal(target)[1].startswith("tunnel down: node-1 has no"), "the cause", 10)
     status, reason, took_s = scene.refusal(target, "tls")
     assert status == 503, reason
     assert took_s < 0.5
@@ -338,19 +354,3 @@ def _words(pid: int) -> str:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
         return file.read().replace(b"\0", b" ").decode()
     return ""
-
-
-def test_a_connection_outlives_wireguards_keys(scene: Scene) -> None:
-    """Both devices that it went by in turn: it is bound to none of them."""
-    wait_until(scene.reaches, "the pod")
-    runtime = scene.lab.seed.directory / "run" / "rhizome"
-    with scene.connect(at(addresses.pod(1).v4, addresses.HTTP_PORT)) as sock:
-        sock.sendall(b"GET / HTTP/1.1\r\n")
-        assert main(["rotate", "--wireguard-keys", "--runtime-dir", str(runtime)]) == 0
-        wait_until(lambda: "WireGuard's keys are replaced" in scene.server.log(), "the rotation", 60, every_s=0.2)
-        sock.sendall(b"Host: a\r\nConnection: close\r\n\r\n")
-        page = b""
-        while more := sock.recv(65536):
-            page += more
-    assert json.loads(page.partition(b"\r\n\r\n")[2])["machine"] == "pod1"
-    assert scene.reaches()

@@ -59,3 +59,10 @@ def test_what_a_restarted_server_found_counts_until_its_client_is_back() -> None
     assert found.fault == ""
     both = Registry(MappingProxyType({KEY: CLIENT}), {CLIENT.public_key: KEY}, adopted=(peer,))
     assert set(carriers(both, {KEY: PREFIXES}, {KEY: Pulse(NOW)})) == {KEY}
+
+
+def test_a_client_that_is_back_with_another_key_is_back() -> None:
+    old = Peer(public_key(generate_private_key()), frozenset((*networks(["192.168.128.2/32"]), *PREFIXES)))
+    registry = Registry(MappingProxyType({KEY: CLIENT}), {CLIENT.public_key: KEY}, adopted=(old,))
+    found = carriers(registry, {KEY: PREFIXES}, {KEY: Pulse(NOW, Standing.LOST, Cause.SILENT, answered_at=NOW)})
+    assert set(found) == {KEY}
