@@ -228,9 +228,8 @@ def _transit(firewall: Firewall) -> Iterator[list[str]]:
         "ct state established accept",
         'counter name "opened" accept',
     )
-    # A handshake is answered with the cause, "no route to host", as long as ICMP's rate limit lets it through (icmp(7),
-    # icmp_ratelimit: 6 at once and 1 a second to each host). A reset has no limit, and also ends what is open. To a UDP
-    # socket only an unreachable port is an error.
+    # Of ICMP only a few messages a second reach one host (icmp(7): icmp_ratelimit), and the kernel's own redirects between two
+    # peers of one device use them up. A reset has no limit. To a UDP socket only an unreachable port is an error.
     refused = 'counter name "unreachable" reject'
     yield _chain(
         "refuse_new",
@@ -240,7 +239,6 @@ def _transit(firewall: Firewall) -> Iterator[list[str]]:
     )
     yield _chain(
         "refuse",
-        f"tcp flags syn / fin,syn,rst,ack limit rate 1/second {refused} with icmpx host-unreachable",
         f"meta l4proto tcp {refused} with tcp reset",
         f"meta l4proto udp {refused}",
         f"{refused} with icmpx host-unreachable",

@@ -53,9 +53,9 @@ class Wiring(Enum):
     @property
     def down_words(self) -> tuple[str, ...]:
         """What whoever types kubectl is told, one of these, while there is no tunnel. Behind routes there is nobody who could
-        say the cause: the kernel's words are all that an ICMP message or a reset leaves."""
+        say the cause: the kernel's words are all that a reset leaves."""
         if self is Wiring.SIDECAR:
-            return ("no route to host", "connection refused", "connection reset")
+            return ("connection refused", "connection reset")
         return ("tunnel down",)
 
 
