@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lab import Lab
+from tests.netns.firewall_landscape import Landscape
 
 _FAILED = pytest.StashKey[bool]()
 
@@ -45,3 +46,16 @@ def make_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
                 for machine in lab.machines.values():
                     for process in machine.processes:
                         print(f"--- {machine.name} {process.name} (exit code {process.exit_code})\n{process.tail(40)}")
+
+
+@pytest.fixture(scope="module")
+def landscape() -> Iterator[Landscape]:
+    with ExitStack() as stack:
+        yield Landscape(stack)
+
+
+@pytest.fixture
+def land(landscape: Landscape) -> Iterator[Landscape]:
+    """The firewall tests' four hosts, as new."""
+    with landscape.fresh():
+        yield landscape

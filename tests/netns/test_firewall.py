@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,18 +37,6 @@ NODE = Firewall(
     masquerade=networks(*SERVICES),
     mtu_bytes=1400,
 )
-
-
-@pytest.fixture(scope="module")
-def landscape() -> Iterator[Landscape]:
-    with ExitStack() as stack:
-        yield Landscape(stack)
-
-
-@pytest.fixture
-def land(landscape: Landscape) -> Iterator[Landscape]:
-    with landscape.fresh():
-        yield landscape
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.iterdir()), ids=lambda path: path.stem)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -21,18 +19,6 @@ HUB = Firewall(
     hubs=frozenset({"tun0"}),
     transits=frozenset({Transit(networks("10.50.0.0/24", "fd50::/64"), networks(*PODS))}),
 )
-
-
-@pytest.fixture(scope="module")
-def landscape() -> Iterator[Landscape]:
-    with ExitStack() as stack:
-        yield Landscape(stack)
-
-
-@pytest.fixture
-def land(landscape: Landscape) -> Iterator[Landscape]:
-    with landscape.fresh():
-        yield landscape
 
 
 @FAMILIES
