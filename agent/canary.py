@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import struct
 from collections import deque
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.model import MTU_MAX_BYTES, IPAddress
-from agent.pulse import SUSPECT_INTERVAL_S, Pulse
+from agent.pulse import OVERDUE_S, SUSPECT_INTERVAL_S, Pulse, overdue_s
 
 log = logging.getLogger("rhizome.canary")
 
@@ -27,6 +28,9 @@ TICK_S = SUSPECT_INTERVAL_S  # how often the prober looks whom to ask
 #: So many questions in one tick may be of those that are asked more often than usual. Thousands of clients that are late together
 #: are late because of us, or of what lies between: asking all of them ten times as often would be the end of it.
 HURRIED_MAX = 100
+#: And so many of all others, where that is enough for everybody with PACE to spare. After a moment without time for it, thousands
+#: would be due in one tick, and from then on always: a burst that makes its own answers late.
+AT_ONCE, PACE = 100, 1.5
 REST_MAX_S = 0.5  # with thousands of targets, one that is well is not looked at in every tick
 EAGER_S = 0.2  # how often a target is asked that has not been heard of yet
 EAGER = 50  # so many questions long; a client that stays silent is asked like all others
@@ -39,6 +43,7 @@ _ASK, _ANSWER, _ALIVE = b"rzC?", b"rzC!", b"rzC."
 #: A question is late after so many times the usual pause, which is never less than USUAL_MIN_S; then a sign of life goes out every
 #: ALIVE_EVERY_S, so many times: the server's patience ends sooner.
 LATE, USUAL_MIN_S, ALIVE_EVERY_S, ALIVE_TIMES = 1.5, 0.5, 0.25, 120
+FADES = 0.7
 
 
 @dataclass(slots=True)
@@ -141,6 +146,9 @@ class Prober:
         self._clock = clock
         self._padding = bytes(max(0, size_bytes - _FORMAT.size))
         self._port = _Port(self._answered)
+        self._suspects = 0
+        self._waiting_since: float | None = None  # for an answer that comes in time, from whomever
+        self._stalled_at = -math.inf
         self.targets: dict[str, Target] = {}  # by tunnel address as text
 
     def open(self, ifname: str, address: IPAddress) -> bool:
@@ -149,6 +157,12 @@ class Prober:
     @property
     def is_open(self) -> bool:
         return self._port.is_open
+
+    @property
+    def stalled(self) -> bool:
+        """Of many who are asked, not one answers in time. Thousands of paths are not bad at once; we are, or what lies between."""
+        since = self._waiting_since
+        return len(self.targets) > HURRIED_MAX and since is not None and self._clock() - since > OVERDUE_S
 
     def watch(self, address: str, pulse: Pulse) -> None:
         """Ask this address too from now on; nothing changes for one that is asked already on behalf of this pulse."""
@@ -161,22 +175,31 @@ class Prober:
 
     def ask(self) -> None:
         now = self._clock()
+        due: list[tuple[str, Target]] = []
         hurried: list[tuple[str, Target]] = []
+        per_s = 0.0
         for address, target in self.targets.items():
+            per_s += 1 / target.pulse.interval_s
             if now < target.rests_until:
                 continue
             if target.is_due_anyway(now):
-                self._question(address, target, now)
+                due.append((address, target))
             elif target.is_due_in_a_hurry(now):
                 hurried.append((address, target))
             elif not target.pulse.missing and target.answered >= 2:
                 target.rests_until = min(now + REST_MAX_S, target.asked_at[-1] + target.pulse.interval_s - TICK_S)
-        if len(hurried) > HURRIED_MAX:  # those first on whom others rely, then those who have waited longest
-            hurried.sort(key=lambda each: (each[1].pulse.interval_s, each[1].asked_at[-1]))
-        for address, target in hurried[:HURRIED_MAX]:
-            self._question(address, target, now)
+        self._suspects = len(hurried)
+        if self.stalled:
+            self._stalled_at = now
+        for some, most in ((due, max(AT_ONCE, round(PACE * per_s * TICK_S))), (hurried, HURRIED_MAX)):
+            if len(some) > most:
+                some.sort(key=_first)
+            for address, target in some[:most]:
+                self._question(address, target, now)
 
     def _question(self, address: str, target: Target, now: float) -> None:
+        if self._waiting_since is None:
+            self._waiting_since = now
         target.asked += 1
         target.asked_at.append(now)
         target.pulse.asked(now)
@@ -195,9 +218,20 @@ class Prober:
             target.pulse.heard(now)
         if magic == _ANSWER and number > target.answered and 0 <= late < len(target.asked_at):
             rtt_s = now - target.asked_at[-1 - late]
+            if self.stalled:
+                self._stalled_at = now
+            alone = self._suspects <= HURRIED_MAX and self._stalled_at < target.pulse.missing_since
+            if rtt_s < overdue_s(target.rtt_s):
+                self._waiting_since = None
             if rtt_s < ANSWER_MAX_S:
                 target.answered, target.rtt_s = number, rtt_s
-                target.pulse.answered(now)
+                target.pulse.answered(now, alone=alone)
+
+
+def _first(asked: tuple[str, Target]) -> tuple[float, float]:
+    """Those first on whom others rely, then those who have waited longest."""
+    _, target = asked
+    return target.pulse.interval_s, target.asked_at[-1] if target.asked_at else 0.0
 
 
 class Responder:
@@ -240,7 +274,8 @@ class Responder:
         if magic != _ASK:
             return
         now = self._clock()
-        self._usual_s = now - self.asked_at if self.asked_at is not None else 0.0
+        pause_s = now - self.asked_at if self.asked_at is not None else 0.0
+        self._usual_s = max(pause_s, FADES * self._usual_s)  # some questions in a hurry make no new habit
         self.asked_at, self._asker = now, sender
         if arrived and arrived in self._answers:
             self.confirmed_at = self.asked_at

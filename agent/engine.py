@@ -234,10 +234,15 @@ class Engine:
         return done
 
     def _remember(self) -> Mapping[str, DeviceState]:
-        """What is remembered, for one pass: if that fails, nothing is."""
+        """What is remembered, for one pass: if that fails, nothing is. When it is time to look again, what is wanted now is
+        done from memory first, and looked at directly afterwards."""
         remembered, self._remembered = self._remembered, {}
         now = time.monotonic()
         if remembered and now < self._remembered_until:
+            return remembered
+        if remembered and self._remembered_until:
+            self._remembered_until = 0.0
+            self.wake()
             return remembered
         self._remembered_until = now + self._resync_s
         return {}

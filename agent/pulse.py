@@ -52,6 +52,11 @@ def standby_interval_s(clients: int) -> float:
     return min(STANDBY_INTERVAL_MAX_S, max(INTERVAL_S, float(-(-clients // QUESTIONS_PER_S))))
 
 
+def overdue_s(rtt_s: float | None) -> float:
+    """After so long an answer is late, where the last one took `rtt_s`."""
+    return min(OVERDUE_MAX_S, max(OVERDUE_S, 2 * (rtt_s or 0.0)))
+
+
 class Standing(IntEnum):
     """Ordered: who stands higher is preferred."""
 
@@ -101,8 +106,9 @@ class Pulse:
             self.missing_since = now
         self.missing += 1
 
-    def answered(self, now: float) -> None:
-        silence_s = now - self.missing_since if self.missing >= NEAR_MISSING else 0.0
+    def answered(self, now: float, *, alone: bool = True) -> None:
+        """`alone` False: many others were as late, which says nothing about this one's path."""
+        silence_s = now - self.missing_since if alone and self.missing >= NEAR_MISSING else 0.0
         if silence_s >= NEAR_S and self.standing is Standing.WELL:
             self.patience_s = max(self.patience_s, min(PATIENCE_MAX_S, PATIENCE_S + STRETCH * silence_s))
             self.silence_at = now
@@ -121,13 +127,14 @@ class Pulse:
 
     def is_suspect(self, now: float, rtt_s: float | None) -> bool:
         """Whether to ask again at SUSPECT_INTERVAL_S. One that is lost is not worth the hurry."""
-        overdue_s = min(OVERDUE_MAX_S, max(OVERDUE_S, 2 * (rtt_s or 0.0)))
-        return self.missing > 0 and self.standing is not Standing.LOST and now - self.missing_since >= overdue_s
+        is_late = now - self.missing_since >= overdue_s(rtt_s)
+        return self.missing > 0 and self.standing is not Standing.LOST and is_late
 
-    def judge(self, now: float, *, patient: bool = True) -> bool:
+    def judge(self, now: float, *, patient: bool = True, stalled: bool = False) -> bool:
         """Look at what time has brought; True when the standing has changed. `patient` False: a client that comes back is
-        relied on at once, because there is nothing to win by waiting."""
-        if self.standing is not Standing.LOST and (cause := self._why_lost(now)) is not Cause.NONE:
+        relied on at once, because there is nothing to win by waiting. `stalled`: nobody's answers come in time, so that silence
+        says little about one."""
+        if self.standing is not Standing.LOST and (cause := self._why_lost(now, stalled)) is not Cause.NONE:
             again = self.hold_s and (self.standing is Standing.UNPROVEN or now - self.since < FORGIVEN_S)
             self.hold_s = min(HOLD_MAX_S, 2 * self.hold_s) if again else HOLD_S
             self.cause = cause
@@ -147,11 +154,13 @@ class Pulse:
             return True
         return False
 
-    def _why_lost(self, now: float) -> Cause:
+    def _why_lost(self, now: float, stalled: bool) -> Cause:
         if self.stream_lost_at is not None and now - self.stream_lost_at >= STREAM_PATIENCE_S:
             return Cause.STREAM
         is_new = self.standing is Standing.UNPROVEN and self.answered_at is None
         patience_s = NEW_PATIENCE_S if is_new else self.patience_s
+        if stalled:
+            patience_s = PATIENCE_MAX_S
         if now - self.heard_at < HEARD_S:
             patience_s = HEARD_PATIENCE_S
         if self.missing >= MISSING_MIN and now - self.missing_since >= patience_s:

@@ -6,6 +6,7 @@ Holds no secrets, so all of it may be printed. Ages and durations are seconds, N
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -181,17 +182,23 @@ _NESTED: Mapping[str, type[Any]] = {
 
 def to_json(value: Any) -> dict[str, Any]:
     """Plain data for json.dumps: dataclasses and counts become objects, tuples arrays."""
-    return {field.name: _plain(field.type, getattr(value, field.name)) for field in dataclasses.fields(value)}
+    kind: Any = type(value)
+    return {name: _plain(declared, getattr(value, name)) for name, declared in _fields(kind)}
+
+
+@functools.cache
+def _fields(cls: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((field.name, field.type) for field in dataclasses.fields(cls))
 
 
 def _plain(declared: Any, value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float)):  # most of them are
+        return value
     if declared == "Counts":
         return dict(value)
     if isinstance(value, tuple):
         return [_plain("", item) for item in value]
-    if isinstance(value, Verdict):
-        return value.value
-    return to_json(value) if dataclasses.is_dataclass(value) else value
+    return value.value if isinstance(value, Verdict) else to_json(value)
 
 
 def from_json(data: Any) -> RoleStatus:

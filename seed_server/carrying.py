@@ -92,21 +92,21 @@ class Carrying:
         self.version += 1
         self._note(self._assignment.drop(key))
 
-    def judge_all(self, now: float) -> list[str]:
-        """Look at what time has brought; those who stand otherwise now."""
+    def judge_all(self, now: float, *, stalled: bool = False) -> list[str]:
+        """Look at what time has brought; those who stand otherwise now. `stalled` as for a pulse."""
         if (standby_s := standby_interval_s(len(self.pulses))) != self._standby_s:
             self._standby_s = standby_s
             for key, pulse in self.pulses.items():
                 pulse.interval_s = RELIED_ON_INTERVAL_S if self._assignment.holds(key) else standby_s
-        return [key for key, pulse in self.pulses.items() if pulse.is_restless and self.judge(key, now)]
+        return [key for key, pulse in self.pulses.items() if pulse.is_restless and self.judge(key, now, stalled)]
 
-    def judge(self, key: str, now: float) -> bool:
+    def judge(self, key: str, now: float, stalled: bool = False) -> bool:
         """Look at what time has brought to one client; True when it stands otherwise now."""
         pulse = self.pulses[key]
         before, lost_at = pulse.standing, pulse.since
         # All were lost at one time, so it was not this client's fault.
         common = before is Standing.LOST and abs(lost_at - self._blackout_at) <= COMMON_S
-        if not pulse.judge(now, patient=self._well > 0 and not common):
+        if not pulse.judge(now, patient=self._well > 0 and not common, stalled=stalled):
             return False
         self._count(before, pulse.standing, now)
         moves = self._assignment.put(key, self._clients[key].shared, pulse.standing)

@@ -165,6 +165,11 @@ class Generations:
         for prober in self._probers.values():
             prober.ask()
 
+    @property
+    def stalled(self) -> bool:
+        """Nobody's answers come in time."""
+        return bool(self._probers) and all(prober.stalled for prober in self._probers.values())
+
     def canaries(self, clients: list[Client]) -> dict[str, Target]:
         """By tunnel address: of the device that each client sends by."""
         found = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
@@ -39,36 +39,86 @@ class Seen:
     fenced: tuple[str, ...] = ()
 
 
-def peers(registry: Registry, carries: Carries, seen: Seen) -> tuple[PeerHealth, ...]:
+class Rows:
+    """What of a client's row stays the same: put into words once for as long as neither the client nor what it carries changes.
+    With thousands of clients that is most of the work, and a seed server that is asked how it does has other things to do."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, _Words] = {}
+
+    def of(self, charter: Charter, registry: Registry, carries: Carries) -> list[tuple[str, Client, _Words]]:
+        """Of each client, by name."""
+        before, self._made = self._made, {}
+        rows = []
+        for key, client in sorted(registry.clients.items()):
+            carried, words = carries.get(key, ()), before.get(key)
+            if words is None or words.client is not client or words.carried is not carried:
+                words = _words(charter, client, carried)
+            self._made[key] = words
+            rows.append((key, client, words))
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """`covers` are the declared ranges of which it carries a part."""
+
+    client: Client
+    carried: tuple[IPNetwork, ...]
+    addresses: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    refused: tuple[str, ...]
+    reaches: tuple[str, ...]
+    covers: frozenset[IPNetwork]
+
+
+def _words(charter: Charter, client: Client, carried: tuple[IPNetwork, ...]) -> _Words:
+    networks = _collapsed(carried)
+    return _Words(
+        client,
+        carried,
+        addresses=tuple(map(str, client.addresses)),
+        prefixes=tuple(map(str, networks)),
+        refused=tuple(r.text for r in client.refused),
+        reaches=tuple(map(str, client.routes)),
+        covers=frozenset(
+            declared
+            for declared in charter.ranges
+            if any(n.version == declared.version and n.overlaps(declared) for n in networks)
+        ),
+    )
+
+
+def peers(rows: Iterable[tuple[str, Client, _Words]], seen: Seen) -> tuple[PeerHealth, ...]:
     """One row per client, by name."""
     status = {s.public_key: s for s in (*seen.statuses, *seen.direct_statuses)}
-    rows = []
-    for key, client in sorted(registry.clients.items()):
+    found = []
+    for key, client, words in rows:
         is_direct = client.path == DIRECT and client.direct_key is not None
         wg = status.get(client.direct_key if is_direct and client.direct_key else client.public_key)
         canaries = seen.direct_canaries if is_direct else seen.canaries
-        canary = canaries.get(str(client.addresses[0])) if client.addresses else None
+        canary = canaries.get(words.addresses[0]) if words.addresses else None
         handshake = wg.latest_handshake if wg else None
         pulse = seen.pulses.get(key)
-        rows.append(
+        found.append(
             PeerHealth(
                 name=client.identity.name,
-                addresses=tuple(map(str, client.addresses)),
-                prefixes=tuple(map(str, _collapsed(carries.get(key, ())))),
+                addresses=words.addresses,
+                prefixes=words.prefixes,
                 path=_path(client, seen.streams, is_direct),
                 handshake_age_s=max(0.0, seen.wall - handshake) if handshake is not None else None,
                 canary_age_s=canary.age_s(seen.now) if canary else None,
                 rtt_s=canary.rtt_s if canary else None,
                 rx_bytes=wg.rx_bytes if wg else 0,
                 tx_bytes=wg.tx_bytes if wg else 0,
-                refused=tuple(r.text for r in client.refused),
+                refused=words.refused,
                 role=client.identity.role.value,
-                reaches=tuple(map(str, client.routes)),
+                reaches=words.reaches,
                 standing=pulse.standing.name.lower() if pulse else "",
                 reason=_reason(pulse, seen.now) if pulse else "",
             )
         )
-    return tuple(rows)
+    return tuple(found)
 
 
 def _collapsed(prefixes: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
@@ -94,20 +144,16 @@ def _path(client: Client, streams: Mapping[int, Up], is_direct: bool) -> str:
     return f"stream from {up.peer}" if up else "no stream"
 
 
-def ranges(charter: Charter, registry: Registry, carries: Carries) -> tuple[RangeHealth, ...]:
+def ranges(charter: Charter, rows: Sequence[tuple[str, Client, _Words]]) -> tuple[RangeHealth, ...]:
     """One row per declared range, with those who carry it or a part of it."""
-    rows = []
+    found = []
     policy = charter.policy
     for kind, declared in (("node", policy.nodes), ("pod", policy.pods), ("service", policy.services)):
         for network in declared:
-            carriers = [
-                client.identity.name
-                for key, client in sorted(registry.clients.items())
-                if any(p.version == network.version and p.overlaps(network) for p in carries.get(key, ()))
-            ]
+            carriers = [client.identity.name for _, client, words in rows if network in words.covers]
             shown = ", ".join(carriers[:3]) + (f" and {len(carriers) - 3} more" if len(carriers) > 3 else "")
-            rows.append(RangeHealth(str(network), kind, shown))
-    return tuple(rows)
+            found.append(RangeHealth(str(network), kind, shown))
+    return tuple(found)
 
 
 def path(seen: Seen, mtu_bytes: int) -> PathHealth:

@@ -36,6 +36,7 @@ class Reporter:
         self._certificate = certificate
         self._addresses = known
         self._egress = egress
+        self._rows = report.Rows()
         self._since = Since(Verdict.DOWN, time.monotonic())
 
     def status(self) -> RoleStatus:
@@ -55,8 +56,8 @@ class Reporter:
             direct_canaries=server.direct.prober.targets if server.direct is not None else {},
             direct_statuses=server.direct.statuses if server.direct is not None else (),
         )
-        peers = report.peers(server.registry, server.carries, seen)
-        ranges = report.ranges(server.charter, server.registry, server.carries)
+        rows = self._rows.of(server.charter, server.registry, server.carries)
+        peers, ranges = report.peers(rows, seen), report.ranges(server.charter, rows)
         judgement = report.judge(peers, ranges, seen)
         self._since = self._since.update(judgement.verdict, now)
         return RoleStatus(

@@ -116,7 +116,7 @@ class Roster:
             pulse.judge(now)
         if self._direct is not None:
             self._direct.judge(now)
-        changed = self.carrying.judge_all(now)
+        changed = self.carrying.judge_all(now, stalled=self._stream.stalled)
         return [(self.registry.clients[key].identity, self.carrying.pulses[key]) for key in changed]
 
     def refuse(self, now: float) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
@@ -13,6 +13,7 @@ from agent.errors import ConfigError, HostError
 from agent.fakes.host import FakeHost
 from agent.fakes.netstack import FakeNetStack
 from agent.fakes.wireguard import FakeWireGuard
+from agent.host import WireGuardStep
 from agent.model import Device, DeviceState, Peer, PrivateKey, PublicKey, Route, Tunnel
 
 NETWORK = ip_network("10.1.0.0/16")
@@ -120,6 +121,32 @@ async def test_a_device_with_many_peers_is_not_read_again_for_each_change_that_i
         state = await FakeWireGuard.read(crowd.wg, "rz0")
         assert state is not None and state.peers == wanted
     assert crowd.reads == 0
+
+
+async def test_what_is_wanted_is_done_before_a_device_with_many_peers_is_read_again(
+    crowd: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read takes a second with thousands, and a client that died must not wait for it."""
+    crowd.engine._remembered_until = 1.0
+    done: list[str] = []
+    read, apply = crowd.wg.read, crowd.wg.apply
+
+    async def noted(ifname: str) -> DeviceState | None:
+        done.append("read")
+        return await read(ifname)
+
+    async def applied(steps: Sequence[WireGuardStep]) -> None:
+        done.append("apply")
+        await apply(steps)
+
+    monkeypatch.setattr(crowd.wg, "read", noted)
+    monkeypatch.setattr(crowd.wg, "apply", applied)
+    crowd.want = replace(WANT, devices=(replace(DEVICE, peers=MANY - {min(MANY, key=str)}),))
+    async with asyncio.timeout(5):
+        await crowd.engine.settled()
+        while len(done) < 2:
+            await asyncio.sleep(0.01)
+    assert done == ["apply", "read"]
 
 
 async def test_a_device_with_many_peers_is_read_again_after_trouble(crowd: Rig) -> None:

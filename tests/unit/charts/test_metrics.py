@@ -79,7 +79,7 @@ def seed_status(certificate: Path) -> Any:
     )  # fmt: skip
     server = SimpleNamespace(
         live=live, roster=roster,
-        registry=SimpleNamespace(clients={"n1": client}), carries={}, charter=SimpleNamespace(policy=policy, mtu_bytes=1420),
+        registry=SimpleNamespace(clients={"n1": client}), carries={}, charter=SimpleNamespace(policy=policy, ranges=(), mtu_bytes=1420),
         warden=SimpleNamespace(fence=SimpleNamespace(contested=1, fenced=lambda now: ())),
         stream=SimpleNamespace(
             names=Names("rz-seed", 51820), current=SimpleNamespace(ifname="rz-seed", incarnation=SimpleNamespace(epoch="e1")),
