@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 from agent.carrier.api import DialConfig, Up
 from agent.carrier.client import stop_carrier
@@ -21,13 +22,14 @@ from agent.client.role import Guard, View
 from agent.daemon import Base, base, carrier, carrier_socket, configure_logging, health, retire, software
 from agent.dataplane import DataPlane, open_both
 from agent.dryrun import dry_run
-from agent.errors import Unsupported
+from agent.errors import ConfigError, Unsupported
 from agent.exits import Exit
 from agent.generations import Names
 from agent.guard import Protected, Refusal, guard_routes
 from agent.identity import Identity, Role
 from agent.messages import Offer
 from agent.model import IPNetwork
+from agent.onetime import is_one_time
 from agent.protected import find_protected
 from agent.run import run_daemon
 from agent.session import Session
@@ -47,7 +49,22 @@ def run(words: Sequence[str]) -> int:
     configure_logging(settings, Role.SIDECAR)
     if planning:
         return asyncio.run(_plan(settings))
+    _spare_one_time_token(settings.token_file)
     return run_daemon(lambda stop: configure(settings, stop) if settings.once else serve(settings, stop))
+
+
+def _spare_one_time_token(path: Path | None) -> None:
+    """It would be spent on nothing: it makes its holder a shoot client, and a pod's next container would begin without it.
+    Raises ConfigError; of a file that cannot be read the carrier tells."""
+    try:
+        text = path.read_text(errors="replace") if path is not None else ""
+    except OSError:
+        return
+    if is_one_time(text.strip()):
+        raise ConfigError(
+            f"token_file {path} holds a one-time enrolment token, which is for a shoot client outside Kubernetes: give a sidecar "
+            "the projected token of its ServiceAccount, or a certificate; the token was not used"
+        )
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
