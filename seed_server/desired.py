@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface, ip_network
 
@@ -11,6 +11,7 @@ from agent.firewall import ALL_REACHABLE, Transit, Unreachable, render
 from agent.identity import Role
 from agent.messages import DIRECT, STREAM, VERSION_MAX, Credential, Direct, Grant
 from agent.model import Device, IPNetwork, Peer, PresharedKey, PublicKey, Route, Tunnel
+from seed_server.adopted import unclaimed
 from seed_server.charter import Charter
 from seed_server.registry import Client, Registry
 
@@ -81,7 +82,7 @@ def tunnel(
     devices, found = [], list[Peer]()
     for each, adopted in streams:
         peers = [peer for name, some in of.items() if _leads(name, each, successor) for peer in some]
-        peers += _left(adopted, peers)
+        peers += unclaimed(adopted, peers)
         found += peers
         addresses = frozenset(ip_interface(f"{a}/{a.max_prefixlen}") for a in charter.addresses)
         devices.append(replace(each, addresses=addresses, peers=frozenset(peers)))
@@ -153,7 +154,7 @@ def _direct(second: Second, charter: Charter, registry: Registry) -> tuple[Devic
     ifname = second.device.ifname
     clients = [client for client in registry.clients.values() if client.direct_key is not None]
     peers = [_direct_peer(client, second.preshared_key(client)) for client in clients]
-    peers += _left(registry.adopted_direct, peers)
+    peers += unclaimed(registry.adopted_direct, peers)
     answered = {ip_network(a) for client in clients if client.path == DIRECT for a in client.addresses}
     back = {ip_network(address) for client in clients for address in client.addresses}
     answered |= {n for peer in peers for n in peer.allowed_ips if n in registry.direct_routes and n not in back}
@@ -238,13 +239,3 @@ def _peers(client: Client, carries: Iterable[IPNetwork]) -> tuple[tuple[str, Pee
     endpoint: WireGuard learns it from the client's first packet, and follows the client to each new stream."""
     prefixes = frozenset((*map(ip_network, client.addresses), *carries))
     return tuple((leg.device, Peer(leg.public_key, prefixes, preshared_key=leg.preshared_key)) for leg in client.legs)
-
-
-def _left(adopted: Sequence[Peer], peers: list[Peer]) -> list[Peer]:
-    """Peers found at start and not yet claimed by a client, without the prefixes that others hold now."""
-    if not adopted:
-        return []
-    keys = {peer.public_key for peer in peers}
-    taken = {network for peer in peers for network in peer.allowed_ips}
-    left = [replace(p, allowed_ips=p.allowed_ips - taken, endpoint=None) for p in adopted if p.public_key not in keys]
-    return [peer for peer in left if peer.allowed_ips]

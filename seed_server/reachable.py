@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from agent.model import IPNetwork
 from agent.pulse import Cause, Pulse, Standing
+from seed_server.adopted import awaited
 from seed_server.desired import Carries
-from seed_server.registry import Registry, awaited
+from seed_server.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)

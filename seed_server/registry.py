@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
 from types import MappingProxyType
 from typing import TypeVar
 
-from agent.denylist import DenyList
 from agent.identity import Identity, Role
 from agent.messages import DIRECT, STREAM, VERSION_MAX, VERSION_MIN, Enroll, Facts, Refuse
 from agent.model import IPAddress, IPNetwork, Peer, PresharedKey, PublicKey
@@ -314,30 +312,6 @@ def has_adopted(registry: Registry) -> bool:
     return bool(registry.adopted or registry.adopted_next or registry.adopted_direct)
 
 
-def awaited(registry: Registry) -> list[Peer]:
-    """Those found at start whose clients have not come back since, with whatever key."""
-    if not registry.adopted + registry.adopted_next:
-        return []
-    back = {ip_network(address) for client in registry.clients.values() for address in client.addresses}
-    return [
-        peer
-        for peer in registry.adopted + registry.adopted_next
-        if peer.public_key not in registry.holders and back.isdisjoint(peer.allowed_ips)
-    ]
-
-
-def all_on(registry: Registry, device: str) -> Registry:
-    """There is no other device than this one any more: who was at another one is expected here, with the same key."""
-    for client in registry.clients.values():
-        if client.once is None:
-            leg = client.at(device) or replace(client.leg, device=device)
-            if client.device != device or client.other is not None or client.asked:
-                registry = put(registry, replace(client.on(leg, None), asked=False))
-    adopted, keys = registry.adopted_next, {peer.public_key for peer in registry.adopted_next}
-    adopted += tuple(peer for peer in registry.adopted if peer.public_key not in keys)
-    return replace(registry, adopted=adopted, adopted_next=(), next_routes=frozenset())
-
-
 def without(registry: Registry, gone: Iterable[Client]) -> Registry:
     """The registry after these clients left; their addresses stay theirs in the IPAM."""
     claims = registry.claims
@@ -348,28 +322,6 @@ def without(registry: Registry, gone: Iterable[Client]) -> Registry:
         for key in client.keys:
             holders.pop(key, None)
     return replace(registry, clients=MappingProxyType(clients), holders=MappingProxyType(holders), claims=claims)
-
-
-def without_adopted(registry: Registry, denied: DenyList) -> Registry:
-    """Without those of the peers that were found at start and not claimed yet who are denied, by key or by address."""
-
-    def stays(peer: Peer) -> bool:
-        holders = {registry.known.get(network.network_address) for network in peer.allowed_ips} - {None}
-        return peer.public_key not in denied.keys and denied.identities.isdisjoint(map(str, holders))
-
-    return replace(
-        registry,
-        adopted=tuple(filter(stays, registry.adopted)),
-        adopted_next=tuple(filter(stays, registry.adopted_next)),
-        adopted_direct=tuple(filter(stays, registry.adopted_direct)),
-    )
-
-
-def next_expiry(registry: Registry) -> float | None:
-    times = [c.expires_at for c in registry.clients.values()] + (
-        [registry.adopted_until] if has_adopted(registry) else []
-    )
-    return min(times, default=None)
 
 
 def put(registry: Registry, client: Client) -> Registry:

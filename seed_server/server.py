@@ -29,6 +29,7 @@ from agent.pulse import Standing
 from agent.run import spawn
 from seed_server import desired
 from seed_server.absent import heard
+from seed_server.adopted import without_adopted
 from seed_server.audit import Audit, Journal
 from seed_server.charter import Charter
 from seed_server.direct import DirectSide
@@ -48,7 +49,6 @@ from seed_server.registry import (
     stream_down,
     update_facts,
     without,
-    without_adopted,
 )
 from seed_server.roster import Roster
 from seed_server.warden import EXPELS, REVOKED, Warden, keys_named

@@ -22,8 +22,9 @@ from types import MappingProxyType
 
 from agent.carrier.api import Configure, ListenConfig
 from agent.errors import RhizomeError
+from seed_server.adopted import all_on, awaited, host_address
 from seed_server.generations import Generations
-from seed_server.registry import Client, Registry, all_on, awaited
+from seed_server.registry import Client, Registry
 from seed_server.server import SeedServer
 
 log = logging.getLogger("rhizome.seed")
@@ -160,13 +161,13 @@ class Succession:
         if keys := to_ask(server.registry, device)[:AT_ONCE]:
             server.commit(asked(server.registry, keys), ())
             server.tell(keys)
-        stay = staying(server.registry, device, now)
-        late = now >= self._since + OVERLAP_S
-        if (stay or awaited(server.registry)) and not late:
-            return
-        await self._end([client.identity.name for client in stay])
+        stay = [client.identity.name for client in staying(server.registry, device, now)]
+        stay += dict.fromkeys(host_address(peer) for peer in awaited(server.registry))
+        if not stay or now >= self._since + OVERLAP_S:
+            await self._end(stay)
 
     async def _end(self, stay: list[str]) -> None:
+        """`stay` names who has not come over: clients, and addresses of those who have not spoken since the server began."""
         server, stream = self._server, self._stream
         old, new = stream.current, stream.successor
         assert new is not None

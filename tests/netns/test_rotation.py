@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,7 @@ from lab.daemons import Daemon
 from lab.faults import Scene
 from lab.lab import Lab
 from lab.processes import wait_until
+from seed_server.succession import OVERLAP_S
 
 pytestmark = pytest.mark.netns
 
@@ -226,27 +228,70 @@ def test_wireguards_keys_by_age(scene: Scene) -> None:
     wait_until(scene.reaches_the_pod, "traffic afterwards")
 
 
-def test_a_client_whose_new_keys_do_not_work_stays_on_the_old_ones(scene: Scene) -> None:
-    """And comes over when they do."""
-    machine, before = scene.client.machine, keys(scene)
-    names = devices(scene.client).keys()
-    new = ({"rz-shoot", "rz-shoot-b"} - names).pop()
+def anew(client: Daemon) -> None:
+    """One that has given up would try again in five minutes."""
+    client.stop()
+    client.start()
+    client.wait_ready()
+
+
+def broken(scene: Scene) -> None:
+    """Nothing that comes out of the client's next device arrives."""
+    machine = scene.client.machine
+    (new,) = {"rz-shoot", "rz-shoot-b"} - devices(scene.client).keys()
     machine.run(["nft", "add", "table", "inet", "broken"])
     machine.run(["nft", "add", "chain", "inet", "broken", "in", "{ type filter hook prerouting priority -400; }"])
     machine.run(["nft", "add", "rule", "inet", "broken", "in", "iifname", new, "drop"])
 
-    def rotate() -> None:
-        order(scene)
-        wait_until(lambda: len(devices(scene.client)) == 2, "a second device at the client", 30, every_s=0.05)
-        wait_until(lambda: devices(scene.client).keys() == names, "the second device going again", 60, every_s=0.2)
 
-    lossless(scene, rotate)
+def fail(scene: Scene) -> None:
+    """A rotation that the client tries and gives up."""
+    names = devices(scene.client).keys()
+    if running(scene.server):
+        anew(scene.client)
+    else:
+        order(scene)
+    wait_until(lambda: len(devices(scene.client)) == 2, "a second device at the client", 30, every_s=0.05)
+    wait_until(lambda: devices(scene.client).keys() == names, "the second device going again", 60, every_s=0.2)
+
+
+def test_a_client_whose_new_keys_do_not_work_stays_on_the_old_ones(scene: Scene) -> None:
+    """And comes over when they do."""
+    machine, before = scene.client.machine, keys(scene)
+    broken(scene)
+    lossless(scene, lambda: fail(scene))
     assert dict(scene.client.status().counters.rotations)["failed"]
     assert "old ones stay in use" in scene.client.status().rotation and running(scene.server)
     assert scene.client.ready() and scene.server.ready()
     machine.run(["nft", "delete", "table", "inet", "broken"])
-    scene.client.stop()  # it would try again in five minutes
-    scene.client.start()
-    scene.client.wait_ready()
+    anew(scene.client)
     replaced(scene, before)
     wait_until(scene.reaches_the_pod, "traffic afterwards")
+
+
+def test_a_client_that_does_not_come_over_for_an_hour_has_to_connect_anew(scene: Scene) -> None:
+    """The hour is over for a server that starts, and reads in its devices when they were made."""
+    broken(scene)
+    fail(scene)
+    server, own = scene.server, devices(scene.client)
+    server.kill()
+    server.process.wait()
+    for ifname, alias in aliases(server):
+        *words, epoch = alias.split()
+        long_ago = f"{int(epoch[:8], 16) - int(1.5 * OVERLAP_S):08x}{epoch[8:]}"
+        server.machine.run(["ip", "link", "set", "dev", ifname, "alias", " ".join([*words, long_ago])])
+    server.start()
+    wait_until(lambda: len(devices(server)) == 1, "the end of the old device", 60, every_s=0.2)
+    assert dict(server.status().counters.rotations) == {"forced": 1}
+    assert "did not come over in time, and had to connect anew" in server.log()
+    wait_until(scene.reaches_the_pod, "traffic afterwards", 60)
+    assert devices(scene.client) == own, "it keeps its own key, which nobody knows"
+    scene.client.machine.run(["nft", "delete", "table", "inet", "broken"])
+    for daemon in (scene.server, scene.client):
+        wait_until(lambda daemon=daemon: not left_over(daemon), "nothing of the old devices", 30, every_s=0.2)
+
+
+def aliases(daemon: Daemon) -> list[tuple[str, str]]:
+    """Of its devices: the epoch in them begins with when they were made."""
+    links = json.loads(daemon.machine.run(["ip", "-j", "link"]).stdout)
+    return [(link["ifname"], link["ifalias"]) for link in links if "rhizome" in link.get("ifalias", "")]

@@ -13,7 +13,7 @@ from seed_server.absent import decode, encode, heard, restore
 from seed_server.access import parse
 from seed_server.desired import Second, tunnel
 from seed_server.policy import Policy
-from seed_server.registry import Client, Once, Registry, admit, expire, next_expiry, precheck, stream_down, update_facts
+from seed_server.registry import Client, Once, Registry, admit, expire, precheck, stream_down, update_facts
 from tests.unit.seed_server.test_server import CHARTER
 
 CP = "shoot--garden--a"
@@ -112,7 +112,6 @@ def test_handshakes_keep_it_in_and_their_absence_ends_it() -> None:
         now += 500.0
         registry = expire(heard(registry, POLICY, {KEY: WALL + number}, now), now)
         assert registry.clients
-    assert next_expiry(registry) == now + 600.0
     registry = heard(registry, POLICY, {KEY: WALL + 19}, now + 599.0)  # the same handshake is no sign of life
     assert expire(registry, now + 599.0).clients
     ended = expire(registry, now + 600.0)

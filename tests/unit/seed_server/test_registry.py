@@ -9,6 +9,7 @@ from agent.identity import Identity, Role
 from agent.messages import Enroll, Facts, Offer, Refuse
 from agent.model import Peer, PresharedKey, PublicKey, networks
 from seed_server.access import parse
+from seed_server.adopted import all_on
 from seed_server.policy import Policy
 from seed_server.registry import (
     LEG_KEPT_S,
@@ -16,9 +17,7 @@ from seed_server.registry import (
     Client,
     Registry,
     admit,
-    all_on,
     expire,
-    next_expiry,
     precheck,
     stream_down,
     update_facts,
@@ -150,7 +149,6 @@ def test_facts_of_a_stranger_are_nothing() -> None:
 
 def test_grants_end() -> None:
     registry = enter(Registry(), "n1", offer(), now=100.0).registry
-    assert next_expiry(registry) == 3700.0
     assert expire(registry, 3699.9) is registry
     ended = expire(registry, 3700.0)
     assert not ended.clients and not ended.holders
@@ -158,7 +156,6 @@ def test_grants_end() -> None:
 
 def test_adopted_peers_are_kept_for_a_while() -> None:
     registry = Registry(adopted=(Peer(key("old")),), adopted_until=60.0)
-    assert next_expiry(registry) == 60.0
     assert expire(registry, 59.0) is registry
     assert not expire(registry, 60.0).adopted
 

@@ -208,14 +208,34 @@ async def test_a_second_device_that_cannot_be_had_is_said_and_changes_nothing(
     assert not [c for c in stage.rig.sent if isinstance(c, Close)]
 
 
-async def test_a_client_that_comes_back_with_one_of_its_keys_has_all_that_it_had() -> None:
-    """The server was restarted in the middle: it has found a peer of the client at each device, with the same prefixes."""
+async def in_the_middle() -> tuple[FakeHost, FakeWireGuard]:
+    """What a server that is restarted finds: a peer of the client at each device, with the same prefixes."""
     host = FakeHost()
     wg = FakeWireGuard(host)
     allowed = frozenset(networks(["192.168.128.2/32", "10.250.0.2/32", *PARTS]))
     for ifname, epoch, name in ((FIRST, "6b01c31d00000000", "n1"), (SECOND, "6b01c32000000000", "new")):
         await wg.create(CreateDevice(ifname, 1420, f"rhizome seed-server {epoch}"))
         await wg.apply([SetDevice(ifname, generate_private_key(), 51820), SetPeer(ifname, key(name), allowed)])
+    return host, wg
+
+
+async def test_a_server_that_finds_the_hour_over_ends_it_before_anybody_has_spoken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "GRACE_S", 0.0)
+    host, wg = await in_the_middle()
+    async with running(await _rig(host, wg)) as rig:
+        stage = Stage(
+            rig, Succession(rig.server, rig.sent.append, CONFIG, lifetime_s=0, order=tmp_path / "order"), tmp_path
+        )
+        await stage.look()
+        await stage.look(OVERLAP_S)
+        assert set(wg.devices) == {SECOND} and stage.peers(SECOND) == {key("n1")}, "its packets went by the old one"
+        assert stage.keys.rotations == {"forced": 1}
+
+
+async def test_a_client_that_comes_back_with_one_of_its_keys_has_all_that_it_had() -> None:
+    host, wg = await in_the_middle()
     async with running(await _rig(host, wg)) as rig:
         assert rig.server.stream.successor is not None
         grant = await rig.joined(1, "n1", NODE)
