@@ -13,7 +13,7 @@ from agent.__main__ import main
 from agent.status import ASKED_KEYS_SUFFIX
 from lab import addresses
 from lab.daemons import Daemon
-from lab.faults import Scene
+from lab.faults import FAULTS, Scene, suffer
 from lab.lab import Lab
 from lab.processes import wait_until
 from seed_server.succession import OVERLAP_S
@@ -210,6 +210,17 @@ def test_a_daemon_that_is_killed_in_the_middle_goes_on(scene: Scene, victim: str
         replaced(scene, before)
 
     lossless(scene, rotate)
+
+
+@pytest.mark.parametrize("fault", ["proxy_restart", "silent_path", "server_carrier_killed"])
+def test_a_rotation_goes_on_after_a_fault_in_the_middle(scene: Scene, fault: str) -> None:
+    """Both streams are lost, one of which nobody has heard of yet; keys end up new, and nothing is left over."""
+    before = keys(scene)
+    order(scene)
+    wait_until(lambda: len(devices(scene.client)) == 2, "a second device at the client", 30, every_s=0.05)
+    suffer(scene, next(each for each in FAULTS if each.name == fault))
+    replaced(scene, before)
+    wait_until(scene.reaches_the_pod, "traffic afterwards", 30)
 
 
 def test_wireguards_keys_by_age(scene: Scene) -> None:
