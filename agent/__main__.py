@@ -19,6 +19,11 @@ COMMANDS: dict[str, Command] = {
         "say whether the tunnels of this host are up, and if not, why",
         ("rhizome-agent status", "rhizome-agent status -o json"),
     ),
+    "doctor": Command(
+        "agent.cli.doctor",
+        "check on this host what the alerts ask for: what is wrong, and what to do next",
+        ("rhizome-agent doctor", "rhizome-agent doctor --all --seconds 10", "rhizome-agent doctor -o json"),
+    ),
     "pki": Command(
         "agent.cli.pki",
         "make a CA and the certificates of server, clients and sidecars",

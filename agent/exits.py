@@ -19,7 +19,7 @@ class Exit(IntEnum):
     OK = 0, "done, or stopped by SIGTERM"
     FAILED = (
         1,
-        "it did not work; the last line on stderr says what, why and what to do next (status: not up; check and plan of rhizome-ipam: there are problems)",
+        "it did not work; the last line on stderr says what, why and what to do next (status: not up; doctor: a check fails; check and plan of rhizome-ipam: there are problems)",
     )
     USAGE = 2, "the command line or the configuration cannot work; every problem is listed"
     UNSUPPORTED = 3, "this host lacks something: WireGuard, /dev/net/tun, CAP_NET_ADMIN, a program"

@@ -21,6 +21,9 @@ KEEPALIVE_TIMEOUT_S = 10.0  # section 6.5: who received and has nothing to send 
 #: A canary answered within this means that packets cross: it goes out every second, so three lost in a row are tolerated.
 CANARY_FRESH_S = 4.0
 
+#: How the cause begins that names identities which are at work in two places.
+FENCED = "at work in two places, and kept out"
+
 _NAMED_MAX = 3
 
 
@@ -140,7 +143,7 @@ def judge_server(
         named = [f"{peer.name} ({_ago('last answer', peer.canary_age_s)})" for peer in silent]
         causes.append(f"{_of(len(silent), len(peers), 'client')} without an answer: {_some(named)}")
     if fenced:
-        causes.append(f"at work in two places, and kept out: {_some(fenced)}")
+        causes.append(f"{FENCED}: {_some(fenced)}")
     uncarried = [item.prefix for item in ranges if not item.carrier]
     if peers and uncarried:
         causes.append(f"{_of(len(uncarried), len(ranges), 'range')} carried by no client: {_some(uncarried)}")

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from agent.health import canary_is_fresh
-from agent.status import EgressHealth, PathHealth, PeerHealth, PoolHealth, RoleStatus, Verdict
+from agent.status import Counts, EgressHealth, PathHealth, PeerHealth, PoolHealth, RoleStatus, Verdict
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -54,7 +54,7 @@ class StatusCollector(Collector):
             ("prefixes_refused", "Prefixes that a client may not carry.", "reason", counters.refused),
             ("connections_turned_away", "Connections that became no stream.", "cause", counters.turned_away),
             ("repairs", "Changes made to the host, by kind of step.", "step", counters.repairs),
-            ("wireguard_key_rotations", "Rotations of WireGuard's own keys.", "result", counters.rotations),
+            ("wireguard_key_rotations", "Rotations of WireGuard's own keys.", "result", _rotations(counters.rotations)),
             ("failovers", "Clients that lost what others could carry too.", "cause", counters.failovers),
         ):
             yield _counter(name, help, (label,), [((word,), count) for word, count in counts])
@@ -79,6 +79,11 @@ class StatusCollector(Collector):
 
 
 Rows = Iterable[tuple[tuple[str, ...], float | None]]
+
+
+def _rotations(counts: Counts) -> Counts:
+    """With those of which there were none: Prometheus sees no increase in a series that begins with 1."""
+    return tuple(({"done": 0, "forced": 0, "failed": 0} | dict(counts)).items())
 
 
 def _gauge(name: str, help: str, labels: tuple[str, ...], rows: Rows) -> Metric:

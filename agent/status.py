@@ -162,6 +162,7 @@ class RoleStatus:
     ranges: tuple[RangeHealth, ...] = ()
     counters: Counters = Counters()
     certificate_expires_in_s: float | None = None
+    certificate_lifetime_s: float | None = None
     grant_expires_in_s: float | None = None
     token_expires_in_s: float | None = None
     token_lifetime_s: float | None = None

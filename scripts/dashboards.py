@@ -101,6 +101,13 @@ SEED = (
             "{{direction}} B/s": "sum by (direction) (rate(rhizome_egress_bytes_total{{{}}}[5m]))",
         },
     ),
+    Panel("Age of WireGuard's key", "s", {"{{pod}}": "rhizome_wireguard_key_age_seconds{{{}}}"}, 12),
+    Panel(
+        "Rotations of WireGuard's keys",
+        "short",
+        {"{{result}}": "sum by (result) (increase(rhizome_wireguard_key_rotations_total{{{}}}[1h]))"},
+        12,
+    ),
     Panel("Daemon: memory", "bytes", {"{{pod}}": "process_resident_memory_bytes{{{}}}"}),
     Panel("Daemon: CPU", "percentunit", {"{{pod}}": "rate(process_cpu_seconds_total{{{}}}[5m])"}),
     Panel("Daemon: file descriptors", "short", {"{{pod}}": "process_open_fds{{{}}}"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from agent.certificate import expires_in_s
+from agent.certificate import expires_in_s, lifetime_s
 from agent.daemon import software
 from agent.health import Since
 from agent.identity import Role
@@ -85,6 +85,7 @@ class Reporter:
                 rotations=_counts(self._succession.rotations),
             ),
             certificate_expires_in_s=expires_in_s(self._certificate, wall),
+            certificate_lifetime_s=lifetime_s(self._certificate),
             pools=self._addresses.pools(),
             egress=self._egress.health() if self._egress is not None else None,
             key_age_s=self._succession.age_s(wall),

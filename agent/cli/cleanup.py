@@ -68,9 +68,9 @@ async def _remove(carriers: list[Path], egresses: list[Path], wireguard_go: str)
 
 def _daemons(sockets: list[Path]) -> list[str]:
     """Devices whose daemon answers on its status socket."""
-    from agent.cli.status import ask
+    from agent.cli.status import answered, ask
 
-    return [path.name.removesuffix(SOCKET_SUFFIX) for path in sockets if ask(path).role != "daemon"]
+    return [path.name.removesuffix(SOCKET_SUFFIX) for path in sockets if answered(ask(path))]
 
 
 async def _backends(wireguard_go: str) -> list[WireGuard]:

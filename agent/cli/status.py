@@ -29,6 +29,8 @@ from agent.status import (
 
 TIMEOUT_S = 5.0
 
+#: The role of one that does not answer.
+_NOBODY = "daemon"
 _COLOURS = {Verdict.UP: "32", Verdict.DEGRADED: "33", Verdict.DOWN: "31"}
 _ORDER = (Verdict.DOWN, Verdict.DEGRADED, Verdict.UP)
 
@@ -55,12 +57,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 def collect(runtime_dir: Path) -> list[RoleStatus]:
     """The status of every role that has a socket here. Raises RhizomeError when there is none."""
-    sockets = sorted(runtime_dir.glob(f"*{SOCKET_SUFFIX}"))
-    if not sockets:
+    return [ask(path) for path in sockets(runtime_dir)]
+
+
+def sockets(runtime_dir: Path) -> list[Path]:
+    """Of all roles here, by name. Raises RhizomeError when there is none."""
+    found = sorted(runtime_dir.glob(f"*{SOCKET_SUFFIX}"))
+    if not found:
         raise RhizomeError(
             f"no Rhizome daemon has its socket in {runtime_dir}: start one, or name its directory with --runtime-dir"
         )
-    return [ask(path) for path in sockets]
+    return found
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -76,13 +83,10 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def ask(path: Path) -> RoleStatus:
     """One role's status. A role that does not answer is down, and says so: the data plane may well go on without it."""
-    connection = _UnixConnection(path)
     try:
-        connection.request("GET", "/status")
-        answer = connection.getresponse()
-        body = answer.read()
-        if answer.status != 200:
-            return _silent(path, f"the daemon answers {answer.status}: see its log")
+        code, body = fetch(path, "/status")
+        if code != 200:
+            return _silent(path, f"the daemon answers {code}: see its log")
         return from_json(json.loads(body))
     except PermissionError as exc:
         raise RhizomeError(f"{path}: {exc.strerror}: run this as root") from exc
@@ -90,12 +94,26 @@ def ask(path: Path) -> RoleStatus:
         return _silent(path, "the daemon is not running; the tunnel stays as it left it")
     except (OSError, http.client.HTTPException, ValueError) as exc:
         return _silent(path, f"the daemon does not answer ({exc or type(exc).__name__})")
+
+
+def fetch(path: Path, page: str) -> tuple[int, bytes]:
+    """The HTTP status and the body of a role's page. Raises OSError, HTTPException."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", page)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
     finally:
         connection.close()
 
 
+def answered(status: RoleStatus) -> bool:
+    """Whether `ask` had this from the role itself."""
+    return status.role != _NOBODY
+
+
 def _silent(path: Path, sentence: str) -> RoleStatus:
-    return RoleStatus("daemon", "", path.name.removesuffix(SOCKET_SUFFIX), Verdict.DOWN, sentence, 0.0)
+    return RoleStatus(_NOBODY, "", path.name.removesuffix(SOCKET_SUFFIX), Verdict.DOWN, sentence, 0.0)
 
 
 def render(status: RoleStatus, *, colour: bool = False) -> str:

@@ -82,6 +82,7 @@ class Reporter:
                 path_moves=client.direct.ladder.moves if client.direct is not None else 0,
             ),
             certificate_expires_in_s=_left_s(self._certificate, wall),
+            certificate_lifetime_s=lifetime_s(self._certificate) if self._certificate is not None else None,
             token_expires_in_s=_left_s(self._token, wall),
             token_lifetime_s=lifetime_s(self._token) if self._token is not None else None,
             grant_expires_in_s=session.expires_in_s(now),

@@ -94,6 +94,7 @@ def imported(*modules: str) -> set[str]:
 HEAVY = {"aiohttp", "cryptography", "pyroute2", "prometheus_client", "lightkube", "httpx2", "wgconfig"}
 LIGHT = [
     "agent.__main__",
+    "agent.cli.doctor",
     "agent.cli.flags",
     "agent.cli.pki",
     "agent.cli.sidecar",

@@ -82,6 +82,8 @@ def test_the_page_says_what_the_status_says() -> None:
         ("rhizome_prefixes_refused_total", (("reason", "default-route"),)): 2,
         ("rhizome_connections_turned_away_total", (("cause", "tls"),)): 5,
         ("rhizome_wireguard_key_rotations_total", (("result", "done"),)): 1,
+        ("rhizome_wireguard_key_rotations_total", (("result", "forced"),)): 0,
+        ("rhizome_wireguard_key_rotations_total", (("result", "failed"),)): 0,
         ("rhizome_wireguard_key_age_seconds", ()): 60,
         ("rhizome_wireguard_key_rotating", ()): 1,
         ("rhizome_repairs_total", (("step", "AddRoute"),)): 1,

@@ -13,6 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.carrier.api import Stats
+from agent.checks import CLIENT, SEED_SERVER
 from agent.client.passage import Passage
 from agent.client.reporter import Reporter as ClientReporter
 from agent.generations import Names
@@ -153,12 +154,13 @@ def test_legends_name_labels_that_are_there(chart: str, exported: dict[str, dict
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= known, panel["title"]
 
 
-def test_an_id_links_alert_runbook_and_test() -> None:
+def test_an_id_links_alert_check_runbook_and_test() -> None:
     alerts = [rule for chart in (SEED, SHOOT) for rule in _rules(chart)]
     ids = [rule["alert"] for rule in alerts]
     assert len(ids) == len(set(ids))
     pages = {path.stem for path in (ROOT / "docs/runbooks").glob("*.md")} - {"README"}
     assert pages == set(ids)
+    assert sorted(check.id for check in (*SEED_SERVER, *CLIENT)) == sorted(ids)
     index = (ROOT / "docs/runbooks/README.md").read_text()
     for name in ids:
         page = (ROOT / "docs/runbooks" / f"{name}.md").read_text()

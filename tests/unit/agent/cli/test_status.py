@@ -130,7 +130,7 @@ def test_long_tables_are_cut() -> None:
 
 
 class Roles:
-    """Health servers on Unix sockets, in a thread of their own because the command blocks."""
+    """Health servers on Unix sockets, in a thread of their own because the command blocks. `statuses` may change meanwhile."""
 
     def __init__(self, directory: Path, statuses: dict[str, RoleStatus]) -> None:
         self._directory = directory
@@ -143,8 +143,10 @@ class Roles:
         stop = asyncio.Event()
         self._stop = (asyncio.get_running_loop(), stop)
         servers = [
-            observability.HealthServer(None, lambda status=status: status, path=self._directory / f"{name}.status")  # type: ignore[misc]
-            for name, status in self._statuses.items()
+            observability.HealthServer(
+                None, lambda name=name: self._statuses[name], path=self._directory / f"{name}.status"
+            )  # type: ignore[misc]
+            for name in self._statuses
         ]
         for server in servers:
             await server.__aenter__()
