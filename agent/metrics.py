@@ -13,12 +13,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from agent.health import canary_is_fresh
+from agent.identity import Role
+from agent.pulse import Cause
 from agent.status import Counts, EgressHealth, PathHealth, PeerHealth, PoolHealth, RoleStatus, Verdict
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 #: With more peers than this there are no series per peer, only their number: Prometheus pays for every label value.
 PEER_SERIES_MAX = 256
+
+#: All words of a seed server's counters whose first event an alert asks for.
+_RESULTS = ("done", "forced", "failed")
+_CAUSES = tuple(cause.value for cause in Cause if cause is not Cause.NONE)
 
 
 def exposition(status: RoleStatus) -> bytes:
@@ -54,8 +60,18 @@ class StatusCollector(Collector):
             ("prefixes_refused", "Prefixes that a client may not carry.", "reason", counters.refused),
             ("connections_turned_away", "Connections that became no stream.", "cause", counters.turned_away),
             ("repairs", "Changes made to the host, by kind of step.", "step", counters.repairs),
-            ("wireguard_key_rotations", "Rotations of WireGuard's own keys.", "result", _rotations(counters.rotations)),
-            ("failovers", "Clients that lost what others could carry too.", "cause", counters.failovers),
+            (
+                "wireguard_key_rotations",
+                "Rotations of WireGuard's own keys.",
+                "result",
+                _with_zeros(_RESULTS, status, counters.rotations),
+            ),
+            (
+                "failovers",
+                "Clients that lost what others could carry too.",
+                "cause",
+                _with_zeros(_CAUSES, status, counters.failovers),
+            ),
         ):
             yield _counter(name, help, (label,), [((word,), count) for word, count in counts])
         yield _counter(
@@ -81,9 +97,10 @@ class StatusCollector(Collector):
 Rows = Iterable[tuple[tuple[str, ...], float | None]]
 
 
-def _rotations(counts: Counts) -> Counts:
-    """With those of which there were none: Prometheus sees no increase in a series that begins with 1."""
-    return tuple(({"done": 0, "forced": 0, "failed": 0} | dict(counts)).items())
+def _with_zeros(words: Iterable[str], status: RoleStatus, counts: Counts) -> Counts:
+    """Of a seed server with those of which there were none: Prometheus sees no increase in a series that begins with 1."""
+    known = words if status.role == Role.SEED_SERVER.value else ()
+    return tuple((dict.fromkeys(known, 0) | dict(counts)).items())
 
 
 def _gauge(name: str, help: str, labels: tuple[str, ...], rows: Rows) -> Metric:

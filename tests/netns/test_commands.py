@@ -1,4 +1,4 @@
-"""The commands that people type beside a running tunnel, also at the wrong moment: status, plan, cleanup."""
+"""The commands that people type beside a running tunnel, also at the wrong moment: status, doctor, plan, cleanup."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from agent.checks import CLIENT, SEED_SERVER
 from agent.exits import Exit
 from lab.daemons import Daemon, program
 from lab.faults import Scene, kill_programs
+from lab.freeze import frozen
 from lab.lab import Lab
 from lab.namespaces import Machine
 from lab.processes import wait_until
@@ -48,6 +50,47 @@ def test_a_plan_on_a_running_host_changes_nothing_and_finds_nothing(scene: Scene
         done = plan(daemon)
         assert (done.returncode, "nothing to change" in done.stdout) == (Exit.OK, True), done.stdout + done.stderr
     assert scene.reaches_the_pod()
+
+
+def test_the_doctor_finds_nothing_where_all_is_well(scene: Scene) -> None:
+    for machine, checks in ((scene.lab.seed, SEED_SERVER), (scene.lab.node, CLIENT)):
+        done = agent(machine, "doctor")
+        assert done.returncode == Exit.OK, done.stdout
+        assert done.stdout.splitlines()[0].endswith(f": all {len(checks)} checks pass"), done.stdout
+        (read,) = json.loads(agent(machine, "doctor", "-o", "json", "--seconds", "0.1").stdout)
+        seen = {finding["id"]: finding["seen"] for finding in read["findings"]}
+        (fds,) = (words for id, words in seen.items() if id.endswith("DescriptorsHigh"))
+        (certificate,) = (words for id, words in seen.items() if id.endswith("CertificateExpiring"))
+        assert int(fds.split()[0]) > 3 and certificate.startswith("the certificate ends in")
+
+
+def failing(machine: Machine) -> dict[str, str]:
+    """What the doctor finds bad: id and what it has seen. The command itself has to fail with it."""
+    done = agent(machine, "doctor", "-o", "json", "--seconds", "0.5")
+    (read,) = json.loads(done.stdout)
+    bad = {finding["id"]: finding["seen"] for finding in read["findings"] if finding["outcome"] == "bad"}
+    assert done.returncode == (Exit.FAILED if bad else Exit.OK)
+    return bad
+
+
+def test_the_doctor_on_the_server_names_the_client_that_hangs(scene: Scene) -> None:
+    with frozen(scene.lab.node):
+        wait_until(lambda: "RhizomeTunnelDown" in failing(scene.lab.seed), "the doctor seeing it")
+        found = failing(scene.lab.seed)
+        assert "1 of 1 without an answer: node" in found["RhizomeCanaryFailing"], found
+        shown = agent(scene.lab.seed, "doctor", "--seconds", "0.5").stdout
+        assert "runbook  docs/runbooks/RhizomeTunnelDown.md" in shown
+        hangs = agent(scene.lab.node, "doctor")
+        assert hangs.returncode == Exit.FAILED and "cannot be examined: the daemon does not answer" in hangs.stdout
+    wait_until(lambda: not failing(scene.lab.seed), "the doctor seeing that it is well again")
+
+
+def test_the_doctor_on_a_node_finds_that_nothing_crosses(scene: Scene) -> None:
+    scene.client.wait_ready()
+    with frozen(scene.lab.seed):
+        wait_until(lambda: "RhizomeNodeTunnelDown" in failing(scene.lab.node), "the doctor seeing it")
+        assert "no packet crosses the tunnel" in failing(scene.lab.node)["RhizomeNodeTunnelDown"]
+    wait_until(lambda: not failing(scene.lab.node), "the doctor seeing that it is well again")
 
 
 def test_status_names_the_cause_when_the_way_is_gone(scene: Scene) -> None:

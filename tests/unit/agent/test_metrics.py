@@ -91,6 +91,7 @@ def test_the_page_says_what_the_status_says() -> None:
         ("rhizome_path_moves_total", ()): 0,
         ("rhizome_identity_conflicts_total", ()): 0,
         ("rhizome_failovers_total", (("cause", "silent"),)): 1,
+        ("rhizome_failovers_total", (("cause", "stream"),)): 0,
         ("rhizome_prefix_moves_total", ()): 16,
         ("rhizome_clients", (("standing", "well"),)): 1,
         ("rhizome_clients", (("standing", "unproven"),)): 0,

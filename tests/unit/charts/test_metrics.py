@@ -121,6 +121,11 @@ def shoot_status(certificate: Path) -> Any:
     return reporter.status()
 
 
+def test_both_sides_say_how_long_their_certificate_was_issued_for(certificate: Path) -> None:
+    for status in (seed_status(certificate), shoot_status(certificate)):
+        assert status.certificate_lifetime_s > status.certificate_expires_in_s > 0
+
+
 def queries(chart: str) -> dict[str, str]:
     """Where it stands -> PromQL, of the chart's alerts and dashboard."""
     rules = yaml.safe_load((CHARTS / chart / "files/alerts.yaml").read_text())

@@ -153,6 +153,21 @@ async def test_when_the_last_client_has_left_the_old_device_goes(stage: Stage) -
     assert stage.keys.rotations == {"done": 1}
 
 
+async def test_a_rotation_that_cannot_begin_is_counted_and_the_key_stays(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "LOOK_S", 0.0)
+    monkeypatch.setattr("seed_server.generations.obstacle", lambda: "reverse path filtering is strict")
+    before = stage.rig.wg.devices[FIRST].private_key
+    stage.order.touch()
+    task = asyncio.create_task(stage.keys.run())
+    while not stage.keys.rotations:
+        await asyncio.sleep(0)
+    task.cancel()
+    assert stage.keys.rotations == {"failed": 1}
+    assert set(stage.rig.wg.devices) == {FIRST} and stage.rig.wg.devices[FIRST].private_key == before
+
+
 async def test_the_next_rotation_takes_the_first_name_again(stage: Stage) -> None:
     await stage.begin()
     await stage.look(OVERLAP_S)
