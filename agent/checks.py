@@ -148,7 +148,7 @@ SEED_SERVER = (
         "RhizomeKeyRotationFailing",
         "warning",
         doctor.rotations_fail,
-        "Repair what the log line with the event `rotation.failed` names, then start a rotation: `rhizome-agent rotate --wireguard-keys`.",
+        "Repair what the log's line \"WireGuard's key: ...\" (`rotation.failed`) names, then start a rotation: `rhizome-agent rotate --wireguard-keys`.",
     ),
 )
 
