@@ -1,6 +1,6 @@
 """Any bytes in any chunking -> the same values or BadMessage, never another exception, never a hang, never much stored.
 
-python tests/fuzz/fuzz_capsule.py --seconds 60 [--seed N]: prints how many inputs it tried; exits 1 with the input on a finding.
+python -m tests.fuzz.fuzz_capsule --seconds 60 [--seed N]: prints how many inputs it tried; exits 1 with the input on a finding.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import random
 import sys
 
-from driver import drive
-
 from agent.carrier import capsule
 from agent.carrier.capsule import CapsuleParser, Item, Run
 from agent.errors import BadMessage
+from tests.fuzz.driver import drive
 
 BUFFER = bytearray(256 * 1024)
 KINDS = (capsule.DATAGRAM, capsule.CONTROL, capsule.PING, capsule.PONG, capsule.ACK, 0x17, 0x40, 2**62 - 1)

@@ -1,6 +1,6 @@
 """Any bytes at the egress proxy -> one verdict, whatever the chunking, and only the shoot's ranges are ever allowed.
 
-python tests/fuzz/fuzz_egress.py --seconds 60 [--seed N]: heads of CONNECT, targets, answers of the shoot's DNS, and the
+python -m tests.fuzz.fuzz_egress --seconds 60 [--seed N]: heads of CONNECT, targets, answers of the shoot's DNS, and the
 lines of the control socket. Prints how many inputs it tried; exits 1 with the input on a finding.
 """
 
@@ -13,9 +13,8 @@ from ipaddress import ip_address
 
 import dns.message
 import dns.rrset
-from driver import Target as Fuzzed
-from driver import drive_targets
 
+from agent.carrier.api import TlsFiles
 from agent.carrier.upgrade import Request, RequestReader
 from agent.companion.lines import Drain, encode
 from agent.errors import BadMessage
@@ -24,6 +23,8 @@ from seed_server.egress import api, lines, proxy, resolve
 from seed_server.egress.policy import Policy, Way
 from seed_server.egress.target import Target, parse
 from seed_server.egress.verdict import Denied, Failure, bad_request, reply
+from tests.fuzz.driver import Target as Fuzzed
+from tests.fuzz.driver import drive_targets
 
 SHOOT = networks(["10.250.0.0/16", "fd00:30::/64"])
 POLICY = Policy(SHOOT, refused=((networks(["10.242.0.0/16"])[0], "the seed's"),))
@@ -45,7 +46,7 @@ TOKENS = (
 LINES = [
     encode(value)
     for value in (
-        api.Configure(api.EgressConfig((("::", 9443),), api.TlsFiles("a", "b", "c"), api.UnixListen("/x", 1, None, 2), ("10.0.0.0/8",))),
+        api.Configure(api.EgressConfig((("::", 9443),), TlsFiles("a", "b", "c"), api.UnixListen("/x", 1, None, 2), ("10.0.0.0/8",))),
         api.Carries("a", ("10.0.0.0/8",), "why", 1.5),
         api.Leaves("a"),
         api.Known("no client", 3.0),

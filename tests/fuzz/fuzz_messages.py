@@ -2,7 +2,7 @@
 
 What parses is encoded again and must parse to the same.
 
-python tests/fuzz/fuzz_messages.py --seconds 60 [--seed N]: prints how many inputs it tried; exits 1 with the input on a finding.
+python -m tests.fuzz.fuzz_messages --seconds 60 [--seed N]: prints how many inputs it tried; exits 1 with the input on a finding.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import random
 import sys
 from typing import Any
 
-from driver import drive
-
 from agent.errors import BadMessage
 from agent.messages import Message, Unknown, encode, parse
+from tests.fuzz.driver import drive
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 SECRET = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U="

@@ -2,7 +2,7 @@
 
 A token that is let in has the very signature that the issuer made, and no refusal repeats a part of a token.
 
-python tests/fuzz/fuzz_tokens.py --seconds 60 [--seed N]: prints how many inputs it tried; exits 1 with the input on a finding.
+python -m tests.fuzz.fuzz_tokens --seconds 60 [--seed N]: prints how many inputs it tried; exits 1 with the input on a finding.
 """
 
 from __future__ import annotations
@@ -11,18 +11,14 @@ import base64
 import json
 import random
 import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from driver import drive_targets
 
 from agent.errors import BadMessage
 from agent.identity import Role
 from lab.tokens import ISSUER, SUBJECT, Issuer, claims
 from seed_server.tokens.policy import Subject, TokenPolicy
 from seed_server.tokens.verify import Refused, parse_jwks, verify
+from tests.fuzz.driver import drive_targets
 
 NOW = 1_700_000_000.0
 AUDIENCE = "spiffe://a/seed-server"

@@ -2,7 +2,7 @@
 
 What parses is also sent: the requests that would make the same device must parse back to it.
 
-python tests/fuzz/fuzz_uapi.py --seconds 60 [--seed N]: prints how many inputs it tried; exits 1 with the input on a finding.
+python -m tests.fuzz.fuzz_uapi --seconds 60 [--seed N]: prints how many inputs it tried; exits 1 with the input on a finding.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import random
 import sys
 
-from driver import drive
-
 from agent.host import SetDevice, SetPeer, WireGuardStep
 from agent.model import DeviceState
 from agent.wireguard import uapi
 from agent.wireguard.uapi import UapiError
+from tests.fuzz.driver import drive
 
 KEYS = [
     "private_key",

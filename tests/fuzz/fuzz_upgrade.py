@@ -1,6 +1,6 @@
 """Any bytes in any chunking -> the same head, verdict or command, or our own BadMessage, never another exception, never a hang.
 
-python tests/fuzz/fuzz_upgrade.py --seconds 60 [--seed N]: HTTP heads of both sides, and the lines of the control socket.
+python -m tests.fuzz.fuzz_upgrade --seconds 60 [--seed N]: HTTP heads of both sides, and the lines of the control socket.
 Prints how many inputs it tried; exits 1 with the input on a finding.
 """
 
@@ -10,12 +10,11 @@ import random
 import sys
 from collections.abc import Callable
 
-from driver import Target, drive_targets
-
 from agent.carrier import api, ipc, upgrade
 from agent.carrier.proxyenv import proxy_from_environment
 from agent.companion.lines import Hello, encode
 from agent.errors import BadMessage, ConfigError
+from tests.fuzz.driver import Target, drive_targets
 
 PORT = 51820
 TLS = api.TlsFiles("ca", "crt", "key")
