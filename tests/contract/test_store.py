@@ -93,7 +93,7 @@ async def test_a_ledger_that_is_not_newer_loses(store: Store) -> None:
 
 async def test_a_change_is_noticed(store: Store) -> None:
     ledger, version = await store.read()
-    waiting = asyncio.create_task(store.changed(version))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(store.changed(version))
     await asyncio.sleep(0.05)
     await store.write(allocate(ledger, POLICY, owner("a"), 0.0)[0], version)
     await asyncio.wait_for(waiting, 5.0)

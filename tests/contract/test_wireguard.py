@@ -25,7 +25,7 @@ import pytest
 from agent.errors import HostError
 from agent.fakes.host import FakeHost
 from agent.fakes.wireguard import FakeWireGuard
-from agent.host import CreateDevice, RemoveAllowedIPs, RemovePeer, SetDevice, SetPeer, WireGuard
+from agent.host import CreateDevice, RemoveAllowedIPs, RemovePeer, SetDevice, SetPeer, WireGuard, WireGuardStep
 from agent.keys import generate_preshared_key, generate_private_key, public_key
 from agent.model import DeviceState, Endpoint, IPNetwork, Peer, PresharedKey, PublicKey
 from agent.wireguard.choose import find_program
@@ -461,7 +461,10 @@ async def test_keys_are_in_no_log_error_or_representation(rig: Rig, caplog: pyte
         await rig.wg.apply([SetDevice(rig.ifname, private), SetPeer(rig.ifname, peer, preshared_key=psk)])
     said += [str(missing.value), repr(missing.value), repr(missing.value.__cause__)]
     await rig.create()
-    steps = [SetDevice(rig.ifname, private), SetPeer(rig.ifname, peer, preshared_key=psk, persistent_keepalive_s=5)]
+    steps: list[WireGuardStep] = [
+        SetDevice(rig.ifname, private),
+        SetPeer(rig.ifname, peer, preshared_key=psk, persistent_keepalive_s=5),
+    ]
     await rig.wg.apply(steps)
     said += [repr(await rig.read()), str(steps), *map(str, steps)]
     await rig.wg.delete(rig.ifname)

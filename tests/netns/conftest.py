@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -30,7 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture
-def make_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
+def make_lab(request: pytest.FixtureRequest) -> Iterator[type[Lab]]:
     """Starts a lab that is gone after the test. When the test fails, the end of every log is part of its output."""
     labs: list[Lab] = []
     with ExitStack() as stack:
@@ -40,7 +40,7 @@ def make_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
             labs.append(lab)
             return lab
 
-        yield make
+        yield cast(type[Lab], make)  # it takes what Lab takes
         if request.node.stash.get(_FAILED, False):
             for lab in labs:
                 for machine in lab.machines.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 
@@ -15,7 +14,7 @@ from lab.lab import Lab
 pytestmark = pytest.mark.netns
 
 
-def test_a_new_seed_server_gives_every_client_the_address_it_had(make_lab: Callable[..., Lab]) -> None:
+def test_a_new_seed_server_gives_every_client_the_address_it_had(make_lab: type[Lab]) -> None:
     """And every sidecar. They come back in the reverse order, on new devices. Without the file, the order would decide."""
     lab = make_lab("none", nodes=2, seed_pods=1)
     server = lab.seed_server(sidecar_ranges=["seed-pod-1=all"])

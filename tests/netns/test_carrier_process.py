@@ -245,10 +245,10 @@ async def test_two_installations_are_told_apart(scene: Scene, monkeypatch: pytes
 
 async def test_a_carrier_that_cannot_start_is_an_error_in_words(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "SPAWN_PAUSE_S", 0.01)
-    monkeypatch.setattr(attach.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(HostError, match="ends at once with exit code 1"):
         await CarrierClient.start(scene.client_path, scene.dial)
-    monkeypatch.setattr(attach.sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(HostError, match="cannot start /nonexistent/python: No such file"):
         await CarrierClient.start(scene.client_path, scene.dial)
 

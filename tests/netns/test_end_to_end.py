@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -132,7 +132,7 @@ def test_it_says_what_it_is(tunnel: Tunnel) -> None:
 # Landscapes of other shapes.
 
 
-def test_half_a_gigabyte_arrives_intact(make_lab: Callable[..., Lab]) -> None:
+def test_half_a_gigabyte_arrives_intact(make_lab: type[Lab]) -> None:
     lab = make_lab("envoy-sni")
     establish(lab)
     report = lab.seed.run_tool("transfer", addresses.pod(1), addresses.BULK_PORT, BULK_BYTES, "down", timeout_s=600)
@@ -140,7 +140,7 @@ def test_half_a_gigabyte_arrives_intact(make_lab: Callable[..., Lab]) -> None:
     assert report["bytes"] == BULK_BYTES
 
 
-def test_two_nodes_answer_each_for_its_own(make_lab: Callable[..., Lab]) -> None:
+def test_two_nodes_answer_each_for_its_own(make_lab: type[Lab]) -> None:
     lab = make_lab("haproxy-sni", nodes=2)
     establish(lab, nodes=2)
     for index in (1, 2):
@@ -152,7 +152,7 @@ def test_two_nodes_answer_each_for_its_own(make_lab: Callable[..., Lab]) -> None
     assert "pod" in json.loads(lab.seed.run(["curl", "-gsS", "-m5", addresses.targets()[2].url()]).stdout)["machine"]
 
 
-def test_a_small_underlay_carries_full_packets(make_lab: Callable[..., Lab]) -> None:
+def test_a_small_underlay_carries_full_packets(make_lab: type[Lab]) -> None:
     """The stream is TCP: what the tunnel carries does not depend on the MTU under it."""
     lab = make_lab("envoy-connect-header", mtu_bytes=1280)
     establish(lab)
@@ -162,7 +162,7 @@ def test_a_small_underlay_carries_full_packets(make_lab: Callable[..., Lab]) -> 
     assert report["intact"] is True
 
 
-def test_every_address_of_the_server_is_tried(make_lab: Callable[..., Lab]) -> None:
+def test_every_address_of_the_server_is_tried(make_lab: type[Lab]) -> None:
     lab = make_lab("nginx-sni")
     nobody = Pair("198.51.100.200", "2001:db8:100::200")
     lab.resolve_server_to(nobody, addresses.PROXY)
@@ -170,7 +170,7 @@ def test_every_address_of_the_server_is_tried(make_lab: Callable[..., Lab]) -> N
     assert lab.came_the_right_way()
 
 
-def test_an_idle_tunnel_stays(make_lab: Callable[..., Lab]) -> None:
+def test_an_idle_tunnel_stays(make_lab: type[Lab]) -> None:
     """Nothing is dialled again, nothing is logged, and the first packet after the pause is answered."""
     lab = make_lab("envoy-connect")
     tunnel = establish(lab)

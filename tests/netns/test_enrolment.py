@@ -6,7 +6,6 @@ import json
 import stat
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,7 +94,7 @@ def subject(credential: str) -> str:
     return str(json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["sub"])
 
 
-def test_a_machine_enrols_once_and_stays(make_lab: Callable[..., Lab]) -> None:
+def test_a_machine_enrols_once_and_stays(make_lab: type[Lab]) -> None:
     lab = make_lab("envoy-sni", nodes=2)
     site = Site(lab)
     token = site.token()
@@ -159,7 +158,7 @@ def test_a_machine_enrols_once_and_stays(make_lab: Callable[..., Lab]) -> None:
     assert not any(secret in seen for secret in secrets)
 
 
-def test_a_machine_that_was_away_for_too_long_is_told_to_enrol_again(make_lab: Callable[..., Lab]) -> None:
+def test_a_machine_that_was_away_for_too_long_is_told_to_enrol_again(make_lab: type[Lab]) -> None:
     lab = make_lab("none")
     site = Site(lab)
     site.server.settings["enrolment_lifetime_s"] = 30

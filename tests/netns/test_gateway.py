@@ -23,11 +23,11 @@ LOCAL, REMOTE = Pair("10.50.0.20", "fd00:50::20"), Pair("10.50.0.21", "fd00:50::
 def kube_proxy() -> str:
     """A table as kube-proxy's nftables mode makes it: one service on a pod of this node, one on a pod of another node."""
     rules = "".join(
-        f"    {word} daddr {vip[family]} tcp dport 80 dnat {word} to {pod}\n"
+        f"    {word} daddr {daddr} tcp dport 80 dnat {word} to {pod}\n"
         for vip, index in ((LOCAL, 1), (REMOTE, 2))
-        for family, word, pod in (
-            (4, "ip", f"{addresses.pod(index).v4}:{addresses.HTTP_PORT}"),
-            (6, "ip6", f"[{addresses.pod(index).v6}]:{addresses.HTTP_PORT}"),
+        for word, daddr, pod in (
+            ("ip", vip.v4, f"{addresses.pod(index).v4}:{addresses.HTTP_PORT}"),
+            ("ip6", vip.v6, f"[{addresses.pod(index).v6}]:{addresses.HTTP_PORT}"),
         )
     )
     return f"table inet kube-proxy {{\n  chain nat-prerouting {{\n    type nat hook prerouting priority dstnat;\n{rules}  }}\n}}\n"

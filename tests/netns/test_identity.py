@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,7 +74,7 @@ def with_tokens(lab: Lab) -> tuple[Daemon, Daemon, Kubelet]:
     return server, client, kubelet
 
 
-def test_a_token_opens_the_tunnel_until_it_ends(make_lab: Callable[..., Lab]) -> None:
+def test_a_token_opens_the_tunnel_until_it_ends(make_lab: type[Lab]) -> None:
     lab = make_lab("envoy-sni")
     server, client, kubelet = with_tokens(lab)
     tokens = [kubelet.write(20.0)]
@@ -110,7 +109,7 @@ def revoke(lab: Lab, file: Path, *words: str) -> None:
     lab.seed.run([program("rhizome-agent"), "revoke", NODE, "--deny-file", str(file), *words])
 
 
-def test_a_revoked_client_is_cut_within_five_seconds_and_stays_out(make_lab: Callable[..., Lab]) -> None:
+def test_a_revoked_client_is_cut_within_five_seconds_and_stays_out(make_lab: type[Lab]) -> None:
     lab = make_lab("envoy-connect")
     deny = lab.seed.directory / "deny.txt"
     deny.touch()
@@ -142,7 +141,7 @@ def test_a_revoked_client_is_cut_within_five_seconds_and_stays_out(make_lab: Cal
         assert line.keys() <= COMMON.keys() | set(SCHEMA[line["event"]].fields), line
 
 
-def test_a_client_that_was_revoked_while_no_server_ran_is_cut_by_the_next_one(make_lab: Callable[..., Lab]) -> None:
+def test_a_client_that_was_revoked_while_no_server_ran_is_cut_by_the_next_one(make_lab: type[Lab]) -> None:
     lab = make_lab("none")
     deny = lab.seed.directory / "deny.txt"
     deny.touch()
@@ -156,7 +155,7 @@ def test_a_client_that_was_revoked_while_no_server_ran_is_cut_by_the_next_one(ma
     assert not crosses(lab)
 
 
-def test_one_identity_in_two_places_is_found_and_kept_out(make_lab: Callable[..., Lab]) -> None:
+def test_one_identity_in_two_places_is_found_and_kept_out(make_lab: type[Lab]) -> None:
     lab = make_lab("none", nodes=2)
     server, client = lab.seed_server(), lab.shoot_client()
     thief = lab.shoot_client(2)

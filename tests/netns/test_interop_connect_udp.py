@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.carrier import hub
-from agent.carrier.api import DialFailed, Turned, Up
+from agent.carrier.api import DialFailed, TlsFiles, Turned, Up
 from lab import loopback
 from lab.loopback import SERVER_NAME, Echo, Pinger, Pki, Server, free_port
 from lab.proxies import Envoy
@@ -70,7 +70,7 @@ async def test_our_client_without_the_right_certificate_at_envoys_terminator(
     listen = ("127.0.0.1", free_port())
     with Envoy(tmp_path / "envoy").connect_udp_server(listen, echo.port, pki.server()).run():
         stranger = Pki(tmp_path / "stranger").client()
-        files = loopback.TlsFiles(str(pki.directory / "ca.crt"), stranger.certificate, stranger.key)
+        files = TlsFiles(str(pki.directory / "ca.crt"), stranger.certificate, stranger.key)
         async with loopback.client(files, listen) as client:
             failed = await client.record.until(DialFailed)
             assert (failed.stage, failed.detail) == (
@@ -111,7 +111,7 @@ async def test_envoys_client_takes_the_seat_over_from_itself(
 async def test_envoys_client_without_a_certificate_of_ours(server: Server, pki: Pki, tmp_path: Path) -> None:
     listen = ("127.0.0.1", _free_udp_port())
     stranger = Pki(tmp_path / "stranger", "shoot--b").client()
-    files = loopback.TlsFiles(str(pki.directory / "ca.crt"), stranger.certificate, stranger.key)
+    files = TlsFiles(str(pki.directory / "ca.crt"), stranger.certificate, stranger.key)
     with Pinger() as pinger, Envoy(tmp_path / "e").connect_udp_client(listen, server.address, SERVER_NAME, files).run():
         pinger.send(listen[1])
         turned = await server.record.until(Turned, timeout_s=10)

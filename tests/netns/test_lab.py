@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -84,9 +84,7 @@ def test_the_shoot_lets_nothing_in(quiet_lab: Lab) -> None:
     assert lab.node.counter("refused") - refused >= report["asked"]
 
 
-def test_the_seed_is_closed_behind_a_proxy_and_its_port_open_without(
-    quiet_lab: Lab, make_lab: Callable[..., Lab]
-) -> None:
+def test_the_seed_is_closed_behind_a_proxy_and_its_port_open_without(quiet_lab: Lab, make_lab: type[Lab]) -> None:
     ports = f"{addresses.SERVER_PORT},22,8080"
     answers = quiet_lab.node.run_tool("scan", addresses.SEED.v4, ports, "22")["answers"]
     assert [answer["port"] for answer in answers] == [addresses.SERVER_PORT]
@@ -144,7 +142,7 @@ def test_datagrams_of_every_size(quiet_lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("kind", ["udp", "tcp"])
-def test_a_probe_measures_an_outage(make_lab: Callable[..., Lab], kind: str) -> None:
+def test_a_probe_measures_an_outage(make_lab: type[Lab], kind: str) -> None:
     lab = make_lab()
     server = lab.net.spawn(lab.net.tool("serve", "net", 8080, addresses.ECHO_PORT, addresses.BULK_PORT), name="serve")
     server.wait_for_output("ready")
@@ -163,7 +161,7 @@ def test_a_probe_measures_an_outage(make_lab: Callable[..., Lab], kind: str) -> 
 
 
 @pytest.mark.parametrize("direction", ["up", "down", "both"])
-def test_blocking_is_silent_and_one_way(make_lab: Callable[..., Lab], direction: str) -> None:
+def test_blocking_is_silent_and_one_way(make_lab: type[Lab], direction: str) -> None:
     lab = make_lab()
 
     def received() -> int:
@@ -179,7 +177,7 @@ def test_blocking_is_silent_and_one_way(make_lab: Callable[..., Lab], direction:
     lab.node.run(["ping", "-c1", "-W1", addresses.NET.v4])
 
 
-def test_addresses_and_names_change(make_lab: Callable[..., Lab]) -> None:
+def test_addresses_and_names_change(make_lab: type[Lab]) -> None:
     lab = make_lab()
     lab.resolve_server_to(addresses.PROXY, addresses.SEED)
     found = {line.split()[0] for line in lab.node.run(["getent", "ahosts", addresses.SERVER_NAME]).stdout.splitlines()}
@@ -192,7 +190,7 @@ def test_addresses_and_names_change(make_lab: Callable[..., Lab]) -> None:
         assert addresses.NAT_OUTSIDE[family] + "/" not in lab.nat.run(["ip", "-o", "address"]).stdout
 
 
-def test_flushing_the_ruleset_takes_other_tables_and_keeps_the_nodes_own(make_lab: Callable[..., Lab]) -> None:
+def test_flushing_the_ruleset_takes_other_tables_and_keeps_the_nodes_own(make_lab: type[Lab]) -> None:
     lab = make_lab()
     lab.node.nft("table inet other { }\n")
     lab.flush_nft(lab.node)
@@ -207,7 +205,7 @@ def test_machines_do_not_share_run(quiet_lab: Lab) -> None:
     assert not Path("/run/rhizome-lab-test").exists()
 
 
-def test_an_impaired_link_is_what_it_says(make_lab: Callable[..., Lab]) -> None:
+def test_an_impaired_link_is_what_it_says(make_lab: type[Lab]) -> None:
     """50 Mbit/s, 40 ms, 100 packets: idle round trip, throughput, and the round trip with a full queue (24 ms more)."""
     lab = make_lab(impairment=Impairment.symmetric(rate_mbit=50, rtt_ms=40, limit_packets=100))
     lab.net.spawn(lab.net.tool("serve", "net", 8080, addresses.ECHO_PORT, addresses.BULK_PORT), name="serve")
@@ -327,7 +325,7 @@ def test_what_a_killed_owner_left_is_removed_and_what_runs_is_not(
     assert_nothing_left(directory, prefix, processes)
 
 
-def test_other_pods_of_the_seed_reach_the_seed_servers_but_nothing_of_the_shoot(make_lab: Callable[..., Lab]) -> None:
+def test_other_pods_of_the_seed_reach_the_seed_servers_but_nothing_of_the_shoot(make_lab: type[Lab]) -> None:
     lab = make_lab(seed_pods=2)
     one, other = lab.seed_pods
     for family in (4, 6):

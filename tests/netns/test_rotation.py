@@ -162,6 +162,10 @@ def left_over(daemon: Daemon) -> list[str]:
     ]
 
 
+def wait_until_tidy(daemon: Daemon) -> None:
+    wait_until(lambda: not left_over(daemon), "nothing of the old devices", 10, every_s=0.2)
+
+
 def replaced(scene: Scene, before: set[str], timeout_s: float = 90) -> None:
     """Both ends have other keys, and nothing is left of the old ones."""
 
@@ -171,7 +175,7 @@ def replaced(scene: Scene, before: set[str], timeout_s: float = 90) -> None:
 
     wait_until(done, "new keys at both ends, and one device", timeout_s, every_s=0.2)
     for daemon in (scene.server, scene.client):
-        wait_until(lambda daemon=daemon: not left_over(daemon), "nothing of the old devices", 10, every_s=0.2)
+        wait_until_tidy(daemon)
 
 
 def strict(scene: Scene, value: int) -> None:

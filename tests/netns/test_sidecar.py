@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -195,6 +195,10 @@ def path_in_use(daemon: Daemon) -> str:
     return " ".join(path.transport for path in daemon.status().paths if path.in_use)
 
 
+def wait_for_the_direct_path(daemon: Daemon, timeout_s: float = 15.0) -> None:
+    wait_until(lambda: path_in_use(daemon) == "direct", "the direct path", timeout_s)
+
+
 def cut(machine: Machine) -> None:
     """UDP to and from the direct port is dropped silently, as by a network policy that changed."""
     machine.nft(
@@ -210,7 +214,7 @@ def mend(machine: Machine) -> None:
 
 def test_the_direct_path_is_taken_when_it_works(direct: Scene) -> None:
     for daemon in (direct.apiserver, direct.prometheus):
-        wait_until(lambda daemon=daemon: path_in_use(daemon) == "direct", "the direct path", 15.0)
+        wait_for_the_direct_path(daemon)
     apiserver = direct.lab.seed_pods[0]
     for target in addresses.targets():
         for family in FAMILIES:
@@ -232,7 +236,7 @@ def transferred(machine: Machine) -> dict[str, int]:
 
 def test_a_cut_direct_path_moves_to_the_stream_within_three_seconds_and_back_later(direct: Scene) -> None:
     apiserver = direct.lab.seed_pods[0]
-    wait_until(lambda: path_in_use(direct.apiserver) == "direct", "the direct path", 15.0)
+    wait_for_the_direct_path(direct.apiserver)
     with apiserver.probe("udp", addresses.pod(1).v4, addresses.ECHO_PORT, rate=50) as probe:
         time.sleep(1)
         cut(apiserver)
@@ -251,7 +255,7 @@ def test_a_cut_direct_path_moves_to_the_stream_within_three_seconds_and_back_lat
 
 def test_daemons_that_are_killed_on_the_direct_path_lose_no_packet(direct: Scene) -> None:
     apiserver = direct.lab.seed_pods[0]
-    wait_until(lambda: path_in_use(direct.apiserver) == "direct", "the direct path", 60.0)
+    wait_for_the_direct_path(direct.apiserver, 60.0)
     for daemon in (direct.apiserver, direct.server):
         with apiserver.probe("udp", addresses.pod(1).v4, addresses.ECHO_PORT, rate=100) as probe:
             time.sleep(0.5)
@@ -283,7 +287,11 @@ def test_a_server_that_starts_anew_is_found_again_at_once(direct: Scene) -> None
     assert probe.report.outage_s - away_s < 3.0
 
 
-def test_wireguards_keys_are_replaced_under_a_sidecars_traffic(make_lab: Callable[..., Lab]) -> None:
+def wait_for_new_keys(server: Daemon, times: int) -> None:
+    wait_until(lambda: server.log().count("WireGuard's keys are replaced") == times, "new keys", 90.0, every_s=0.2)
+
+
+def test_wireguards_keys_are_replaced_under_a_sidecars_traffic(make_lab: type[Lab]) -> None:
     """Its own too, as far as it goes by the stream."""
     lab = make_lab("haproxy-sni", seed_pods=2)
     scene = Scene(lab, lab.seed_server(), lab.shoot_client(), lab.sidecar(1, direct=False), lab.sidecar(2))
@@ -296,16 +304,10 @@ def test_wireguards_keys_are_replaced_under_a_sidecars_traffic(make_lab: Callabl
     before = machine.run(["wg", "show", "all", "public-key"]).stdout
     losses: list[int] = []
     while not losses or (losses[-1] and len(losses) < 3):  # as tests/netns/test_rotation.py does
-        done = len(losses) + 1
         with machine.probe("udp", addresses.pod(1).v4, addresses.ECHO_PORT, rate=1000.0) as probe:
             probe.wait_for_answer()
             assert main(["rotate", "--wireguard-keys", "--runtime-dir", str(lab.seed.directory / "run/rhizome")]) == 0
-            wait_until(
-                lambda done=done: scene.server.log().count("WireGuard's keys are replaced") == done,
-                "it",
-                90,
-                every_s=0.2,
-            )
+            wait_for_new_keys(scene.server, len(losses) + 1)
             time.sleep(0.5)
         losses.append(probe.report.lost)
     assert losses[-1] == 0, f"packets lost, try by try: {losses}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -208,7 +208,7 @@ def test_a_sidecar_of_another_control_plane_is_turned_away(scene: Scene, tmp_pat
 
 
 def test_what_a_revoked_sidecar_says_to_the_shoot_never_leaves_by_its_pods_own_way(
-    make_lab: Callable[..., Lab],
+    make_lab: type[Lab],
 ) -> None:
     """Somebody else may have the shoot's addresses there. The way back is a new grant."""
     lab = make_lab("none", seed_pods=1)

@@ -41,12 +41,16 @@ def scene() -> Iterator[Scene]:
         for daemon in daemons:
             daemon.wait_ready(60.0)
         for daemon in sidecars:
-            wait_until(lambda daemon=daemon: path_in_use(daemon) == "direct", "the direct path", 30.0)
+            wait_for_the_direct_path(daemon)
         yield Scene(lab, server, sidecars)
 
 
 def path_in_use(daemon: Daemon) -> str:
     return " ".join(path.transport for path in daemon.status().paths if path.in_use)
+
+
+def wait_for_the_direct_path(daemon: Daemon) -> None:
+    wait_until(lambda: path_in_use(daemon) == "direct", "the direct path", 30.0)
 
 
 def reaches(machine: Machine, target: addresses.Target) -> bool:

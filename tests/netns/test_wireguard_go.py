@@ -200,7 +200,9 @@ async def test_an_unchanged_listen_port_keeps_its_socket(program: Path, ifname: 
     await wg.delete(ifname)
 
 
-async def test_the_feature_test_changes_nothing_and_is_done_once_per_process(program: Path, ifname: str) -> None:
+async def test_the_feature_test_changes_nothing_and_is_done_once_per_process(
+    program: Path, ifname: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wg = UserspaceWireGuard(program)
     await wg.create(CreateDevice(ifname, 1420, "rhizome test 1"))
     networks = frozenset({IPv4Network("10.1.0.0/16"), IPv4Network("192.0.2.0/32")})
@@ -212,7 +214,7 @@ async def test_the_feature_test_changes_nothing_and_is_done_once_per_process(pro
         asked.append(request)
         return await ask(name, request)
 
-    wg._ask = counting  # type: ignore[method-assign]
+    monkeypatch.setattr(wg, "_ask", counting)
     for network in (IPv4Network("10.1.0.0/16"), IPv4Network("10.9.0.0/16")):
         await wg.apply([RemoveAllowedIPs(ifname, PEER, frozenset({network}))])
     assert len(asked) == 3

@@ -7,28 +7,33 @@ from ipaddress import ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.model import IPNetwork
 from agent.pulse import Standing
 from seed_server.assignment import Assignment, Move, parts
 
 RANGES = (ip_network("100.64.0.0/13"), ip_network("fd00:96::/112"))
 NAMES = [f"spiffe://cp/node-{n}" for n in range(8)]
-OFFERS = [(), RANGES, RANGES[:1], (ip_network("100.64.0.0/14"), RANGES[1])]
+Offers = tuple[IPNetwork, ...]
+Change = tuple[str, Standing | None, Offers]
+OFFERS: list[Offers] = [(), RANGES, RANGES[:1], (ip_network("100.64.0.0/14"), RANGES[1])]
 
 changes = st.lists(
     st.tuples(st.sampled_from(NAMES), st.sampled_from([None, *Standing]), st.sampled_from(OFFERS)), max_size=30
 )
 
 
-def do(assignment: Assignment, name: str, standing: Standing | None, offers: tuple[object, ...]) -> list[Move]:
+def do(assignment: Assignment, name: str, standing: Standing | None, offers: Offers) -> list[Move]:
     if standing is None:
         return assignment.drop(name)
-    return assignment.put(name, offers, standing)  # type: ignore[arg-type]
+    return assignment.put(name, offers, standing)
 
 
 @settings(max_examples=60)
 @given(changes)
-def test_every_part_that_is_offered_has_one_owner_and_only_moves_that_were_told_happen(history: list) -> None:  # type: ignore[type-arg]
-    assignment, told, state = Assignment(RANGES), {}, {}
+def test_every_part_that_is_offered_has_one_owner_and_only_moves_that_were_told_happen(history: list[Change]) -> None:
+    assignment = Assignment(RANGES)
+    told: dict[IPNetwork, str] = {}
+    state: dict[str, tuple[Standing | None, Offers]] = {}
     for name, standing, offers in history:
         state[name] = (standing, offers)
         for move in do(assignment, name, standing, offers):
@@ -41,7 +46,7 @@ def test_every_part_that_is_offered_has_one_owner_and_only_moves_that_were_told_
         bids = {
             n: s
             for n, (s, offers) in state.items()
-            if s is not None and any(o.version == part.version and part.subnet_of(o) for o in offers)
+            if s is not None and any(o.version == part.version and part.subnet_of(o) for o in offers)  # type: ignore[arg-type]
         }
         owner = told.get(part)
         assert (owner is None) == (not bids)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent import loose
+from agent import loose, sysctl
 
 
 @pytest.mark.parametrize(
@@ -13,15 +13,15 @@ def test_the_higher_value_counts(
     monkeypatch: pytest.MonkeyPatch, all_: str | None, default: str | None, strict: bool
 ) -> None:
     found = {"net.ipv4.conf.all.rp_filter": all_, "net.ipv4.conf.default.rp_filter": default}
-    monkeypatch.setattr(loose.sysctl, "read", found.__getitem__)
+    monkeypatch.setattr(sysctl, "read", found.__getitem__)
     assert loose.is_strict() is strict
 
 
 def test_what_cannot_be_changed_is_an_obstacle_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loose.sysctl, "read", lambda _: "1")
-    monkeypatch.setattr(loose.os, "access", lambda *_: False)
+    monkeypatch.setattr(sysctl, "read", lambda _: "1")
+    monkeypatch.setattr("os.access", lambda *_: False)
     assert "set it to 2 on the host" in loose.obstacle()
-    monkeypatch.setattr(loose.os, "access", lambda *_: True)
+    monkeypatch.setattr("os.access", lambda *_: True)
     assert loose.obstacle() == ""
 
 

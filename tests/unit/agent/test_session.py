@@ -31,7 +31,7 @@ def joined(now: float = 0.0, grant: Grant = GRANT) -> Session:
 
 def test_it_enrols_as_soon_as_there_is_a_stream() -> None:
     s = session()
-    assert s.state is State.DOWN and s.next_wakeup() is None
+    assert (s.state, s.next_wakeup()) == (State.DOWN, None)
     assert said(s.on_up(7, (), 0.0)) == [Enroll(MINE, s.offer)]
     assert s.state is State.ENROLLING and s.grant is None
 
@@ -60,7 +60,7 @@ def test_an_unanswered_enroll_is_repeated_and_then_the_stream_is_given_up() -> N
 def test_a_grant_survives_its_stream_and_ends_with_its_lifetime() -> None:
     s = joined()
     s.on_down(1)
-    assert s.state is State.DOWN and s.grant == GRANT
+    assert (s.state, s.grant) == (State.DOWN, GRANT)
     assert s.next_wakeup() == 100.0
     s.tick(100.0)
     assert s.grant is None and s.next_wakeup() is None
@@ -97,13 +97,13 @@ def test_a_refusal_ends_the_grant_and_says_when_to_come_back(later: float | None
     s = joined()
     (close,) = s.on_message(1, encode(Refuse("role", "observers may not enrol", later)), 1.0)
     assert close == Close(1, "refused: role", retry_in_s)
-    assert s.state is State.REFUSED and s.grant is None and s.refusal is not None
+    assert (s.state, s.grant, s.refusal) == (State.REFUSED, None, Refuse("role", "observers may not enrol", later))
     assert s.ended == GRANT
     s.on_down(1)
-    assert s.state is State.REFUSED, "the reason stays visible while there is no stream"
+    assert (s.state, s.grant) == (State.REFUSED, None), "the reason stays visible while there is no stream"
     s.on_up(2, (), 9.0)
     s.on_message(2, encode(GRANT), 9.0)
-    assert s.state is State.JOINED and s.refusal is None
+    assert (s.state, s.refusal) == (State.JOINED, None)
 
 
 def test_a_message_that_breaks_the_rules_costs_the_stream() -> None:

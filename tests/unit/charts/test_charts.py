@@ -13,16 +13,16 @@ import pytest
 import yaml
 
 import agent.sidecar.settings
-import seed_server.settings
-import shoot_client.settings
 from agent.cli.flags import load
 from agent.identity import Identity, Role
 from agent.kinds import Namespaced
 from ipam.stores.kubernetes import SHARDS
 from lab.helm import CHARTS, ROOT, SEED, SHOOT, HelmError, Object, objects, only, pod, text
+from seed_server.settings import Settings as SeedSettings
+from shoot_client.settings import Settings as ShootSettings
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "charts"
-ROLES = {SEED: seed_server.settings.Settings, SHOOT: shoot_client.settings.Settings}
+ROLES: dict[str, type[SeedSettings] | type[ShootSettings]] = {SEED: SeedSettings, SHOOT: ShootSettings}
 CASES = {
     "seed-server": (SEED, ROOT / "examples/charts/seed-server.yaml"),
     "seed-server-full": (SEED, CHARTS / SEED / "ci/full-values.yaml"),
@@ -129,7 +129,7 @@ def test_what_is_named_is_there(case: tuple[str, list[Object]]) -> None:
     assert mounts == {volume["name"] for volume in template["spec"]["volumes"]}
 
 
-def settings_of(chart: str, found: list[Object], tmp_path: Path) -> Any:
+def settings_of(chart: str, found: list[Object], tmp_path: Path) -> SeedSettings | ShootSettings:
     """The daemon's own parser, over the rendered file and environment. Files of certificates are put where they are mounted."""
     root = tmp_path / "etc"
     config = only(found, "ConfigMap", chart)["data"]["config.toml"].replace("/etc/rhizome", str(root))
@@ -170,8 +170,10 @@ def test_the_daemon_takes_what_is_rendered(case: tuple[str, list[Object]], tmp_p
         "/dev/net/tun"
     }
     assert str(got.runtime_dir) == "/run/rhizome" and "/run" in writable
-    if chart == SEED:
-        assert got.ipam_configmaps is not None or str(got.ipam_file.parent) in writable
+    assert got.health_listen is not None
+    if isinstance(got, SeedSettings):
+        if got.ipam_configmaps is None:
+            assert got.ipam_file is not None and str(got.ipam_file.parent) in writable
         assert got.enrolment_dir is None or str(got.enrolment_dir.parent) in writable
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert (ports["tunnel"], ports["metrics"]) == (got.listen[0].port, got.health_listen.port)
@@ -230,6 +232,7 @@ def test_a_sidecar_is_a_patch_with_settings_that_it_takes(rendered: dict[str, st
         template = yaml.safe_load(data["pod-patch.yaml"])["spec"]["template"]
         (container,) = template["spec"]["initContainers"]
         assert container["restartPolicy"] == "Always" and "readinessProbe" not in container
+        assert got.health_listen is not None
         assert container["startupProbe"]["httpGet"]["port"] == port == got.health_listen.port
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -301,7 +304,8 @@ def test_a_ledger_in_config_maps_takes_rights_of_its_own(rendered: dict[str, str
     spec = pod(found)["spec"]
     account = {"kind": "ServiceAccount", "name": spec["serviceAccountName"], "namespace": "shoot--garden--a"}
     assert binding["subjects"] == [account] and spec["automountServiceAccountToken"] is True
-    assert settings_of(SEED, found, tmp_path).ipam_configmaps == Namespaced("ledgers", "garden-a")
+    got = settings_of(SEED, found, tmp_path)
+    assert isinstance(got, SeedSettings) and got.ipam_configmaps == Namespaced("ledgers", "garden-a")
     (_, rule) = role["rules"]
     assert rule["resourceNames"] == [f"garden-a-{n}" for n in range(SHARDS)]
     (way,) = only(found, "NetworkPolicy")["spec"]["egress"]

@@ -43,7 +43,7 @@ async def make(once: OnceFile | None, left: Iterable[Client] = ()) -> Rig:
     firewall = replace(CHARTER.firewall, devices=frozenset({"rz-seed", "rz-seed-direct"}))
     policy = replace(CHARTER.policy, no_once="", silence_s=600.0)
     charter = replace(CHARTER, policy=policy, firewall=firewall, direct_addresses=addresses)
-    rig = Rig(host, wg, None, asyncio.Queue())  # type: ignore[arg-type]
+    rig = Rig(host, wg)
     first = await DataPlane.open(wg, net, "rz-seed", "seed-server")
     rig.server = SeedServer(
         charter,

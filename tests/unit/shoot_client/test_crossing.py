@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
 
 from agent.carrier.api import Command, Configure, DialConfig, Event, Message, Ready, Send, TlsFiles, Up
+from agent.carrier.client import CarrierClient
 from agent.client import kit as kits
 from agent.client import succession
 from agent.client.client import Client
@@ -63,9 +64,9 @@ class FakeKit(Kit):
 
     lines: list[Line]
 
-    async def dial(self, config: DialConfig) -> Any:
+    async def dial(self, config: DialConfig) -> CarrierClient:
         self.lines.append(line := Line(config))
-        return line
+        return cast(CarrierClient, line)
 
     async def remove(self, ifname: str) -> None:
         if await self.first.wg.read(ifname) is not None:
@@ -90,10 +91,14 @@ class Stage:
         for leg in self.rig.client.legs:
             leg.responder.confirmed_at = time.monotonic()
 
-    async def until(self, seen: Any) -> None:
+    async def until(self, seen: Callable[[], object]) -> None:
         async with asyncio.timeout(5):
             while not seen():
                 await asyncio.sleep(0.01)
+
+    def configured(self) -> list[DialConfig]:
+        """What the first device's carrier was told to dial, in order."""
+        return [c.config for c in self.rig.sent if isinstance(c, Configure) and isinstance(c.config, DialConfig)]
 
     def way(self) -> str:
         return self.rig.host.routes[GRANT.tunnel_networks[0], 0].ifname
@@ -107,7 +112,7 @@ async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     host = FakeHost()
     wg = FakeWireGuard(host)
     plane = await DataPlane.open(wg, FakeNetStack(host), FIRST, "shoot-client")
-    rig, lines = Rig(host, wg, None), list[Line]()  # type: ignore[arg-type]
+    rig, lines = Rig(host, wg), list[Line]()
     FakeKit.lines = lines
     rig.client = Client(
         ShootRole(Node(True)),
@@ -192,7 +197,6 @@ async def test_a_host_that_cannot_have_two_devices_says_so_and_goes_on(
 async def test_the_first_stream_asks_for_its_device_by_name_while_there_are_two(stage: Stage) -> None:
     """A stream that is made anew must not lead to the other one."""
     await stage.come_over()
-    configs = [c.config for c in stage.rig.sent if isinstance(c, Configure)]
-    assert [config.target for config in configs if isinstance(config, DialConfig)] == [OLD]
+    assert [config.target for config in stage.configured()] == [OLD]
     stage.rig.hear(Message(1, encode(GRANT)))
-    await stage.until(lambda: [c for c in stage.rig.sent if isinstance(c, Configure)][-1].config.target == "wg")
+    await stage.until(lambda: stage.configured()[-1].target == "wg")

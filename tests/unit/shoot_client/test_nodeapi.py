@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from aiohttp import web
@@ -91,8 +91,12 @@ async def server(pki: Pki) -> AsyncIterator[Server]:
         await asyncio.sleep(0.05)  # TLS takes its leave
 
 
+class Kubeconfig(Protocol):
+    def __call__(self, port: int, token: str = ..., ca: str = ...) -> Path: ...
+
+
 @pytest.fixture
-def kubeconfig(tmp_path: Path, pki: Pki) -> Callable[..., Path]:
+def kubeconfig(tmp_path: Path, pki: Pki) -> Kubeconfig:
     def write(port: int, token: str = TOKEN, ca: str = str(pki.directory / "ca.crt")) -> Path:
         path = tmp_path / "kubeconfig"
         config = {
@@ -150,7 +154,7 @@ async def follow(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Pat
 
 
 async def test_changes_are_followed_and_what_does_not_matter_is_not_told(
-    server: Server, kubeconfig: Callable[..., Path], follow: Callable[[Path], Followed]
+    server: Server, kubeconfig: Kubeconfig, follow: Callable[[Path], Followed]
 ) -> None:
     found = follow(kubeconfig(server.port))
     await found.until("10.250.0.7")
@@ -168,7 +172,7 @@ async def test_changes_are_followed_and_what_does_not_matter_is_not_told(
 
 async def test_a_place_in_the_history_that_is_gone_means_to_begin_anew(
     server: Server,
-    kubeconfig: Callable[..., Path],
+    kubeconfig: Kubeconfig,
     follow: Callable[[Path], Followed],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -185,7 +189,7 @@ async def test_a_place_in_the_history_that_is_gone_means_to_begin_anew(
 )
 async def test_a_refusal_is_told_once_and_asked_again(
     server: Server,
-    kubeconfig: Callable[..., Path],
+    kubeconfig: Kubeconfig,
     follow: Callable[[Path], Followed],
     caplog: pytest.LogCaptureFixture,
     status: int,
@@ -201,19 +205,20 @@ async def test_a_refusal_is_told_once_and_asked_again(
 async def test_an_api_server_that_cannot_be_asked_is_no_end(
     server: Server,
     pki: Pki,
-    kubeconfig: Callable[..., Path],
+    kubeconfig: Kubeconfig,
     follow: Callable[[Path], Followed],
     caplog: pytest.LogCaptureFixture,
     trouble: str,
 ) -> None:
     silent = socket.create_server(("127.0.0.1", 0))
     port = silent.getsockname()[1]
-    path, words = {
+    cases: dict[str, tuple[Callable[[], Path], str]] = {
         "token": (lambda: kubeconfig(server.port, token="another"), "does not accept our token"),
         "nobody": (lambda: kubeconfig(1), "refused"),
         "authority": (lambda: kubeconfig(server.port, ca=pki.server().certificate), "certificate verify failed"),
         "silence": (lambda: kubeconfig(port), "timed out"),
-    }[trouble]
+    }
+    path, words = cases[trouble]
     found = follow(path())
     async with asyncio.timeout(15):
         while words not in caplog.text:
@@ -224,7 +229,7 @@ async def test_an_api_server_that_cannot_be_asked_is_no_end(
 
 async def test_what_was_known_stays_while_the_api_server_is_away(
     server: Server,
-    kubeconfig: Callable[..., Path],
+    kubeconfig: Kubeconfig,
     follow: Callable[[Path], Followed],
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -7,11 +7,14 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from agent.carrier.capsule import CapsuleParser, Item, Ping, Run, encode_ack, encode_pong
+from agent.carrier.capsule import Ack, CapsuleParser, Control, Item, Ping, Pong, Run, encode_ack, encode_pong
 from agent.pki import make_ca
+
+ItemT = TypeVar("ItemT", Run, Control, Ping, Pong, Ack)
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +108,7 @@ class Peer:
     def payloads(self) -> list[bytes]:
         return [bytes(p) for item in self.items if isinstance(item, Run) for p in item.payloads]
 
-    def of(self, kind: type[Item]) -> list[Item]:
+    def of(self, kind: type[ItemT]) -> list[ItemT]:
         return [item for item in self.items if isinstance(item, kind)]
 
     async def until(self, condition: Callable[[], object], timeout_s: float = 5.0) -> None:
@@ -115,10 +118,18 @@ class Peer:
                 self.read()
                 await asyncio.sleep(0.001)
 
+    async def until_payloads(self, count: int = 1) -> None:
+        """Read on until so many packets have arrived."""
+        await self.until(lambda: len(self.payloads) >= count)
+
     async def ended(self, timeout_s: float = 5.0) -> None:
         async with asyncio.timeout(timeout_s):
             while self.read():
                 await asyncio.sleep(0.001)
+
+
+#: Makes a stream: the relay's end, and the test's.
+Streams = Callable[[], tuple[ssl.SSLSocket, Peer]]
 
 
 class FakeWireGuard:
@@ -154,10 +165,7 @@ def wireguard() -> Iterator[FakeWireGuard]:
 
 
 @pytest.fixture
-async def streams(
-    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
-) -> AsyncIterator[Callable[[], tuple[ssl.SSLSocket, Peer]]]:
-    """Makes streams: the relay's end, and the test's."""
+async def streams(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> AsyncIterator[Streams]:
     made: list[ssl.SSLSocket] = []
 
     def make() -> tuple[ssl.SSLSocket, Peer]:

@@ -172,7 +172,7 @@ async def test_an_answer_that_comes_late_and_is_another_one_counts(
     resolver = Resolver(monkeypatch)
     monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.1)
     hop = FirstHop()
-    resolver.speak(silent.sockaddr)  # type: ignore[arg-type]
+    resolver.speak(silent.sockaddr)
     with pytest.raises(HostError, match="no answer within"):
         await hop.connect("seed.test", 1)
     monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 5.0)

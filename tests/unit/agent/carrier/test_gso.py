@@ -71,7 +71,7 @@ def test_mangled_segments_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         def recv(self, *args: int) -> bytes:
             return super().recv(*args)[:-1]
 
-    monkeypatch.setattr(gso.socket, "socket", Mangling)
+    monkeypatch.setattr("socket.socket", Mangling)
     assert gso.works.__wrapped__() is False
 
 
@@ -80,7 +80,7 @@ def test_a_kernel_without_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> Non
         def sendmsg(self, *_: Any) -> int:
             raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(gso.socket, "socket", Refusing)
+    monkeypatch.setattr("socket.socket", Refusing)
     assert gso.works.__wrapped__() is False
 
 

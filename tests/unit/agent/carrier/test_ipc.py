@@ -112,7 +112,9 @@ def test_an_error_repeats_nothing_of_the_line() -> None:
     assert "dialconfig.port" in str(caught.value)
 
 
-JSON = st.sampled_from([None, True, 0, -1, 1.5, "", "x", [], [1], ["a", 1], {}, {"stop": {}}, {"tlsfiles": {"ca": 1}}])
+JSON: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, 0, -1, 1.5, "", "x", [], [1], ["a", 1], {}, {"stop": {}}, {"tlsfiles": {"ca": 1}}]
+)
 
 
 def places(body: Any) -> list[tuple[Any, Any]]:

@@ -22,7 +22,7 @@ from agent.carrier.liveness import (
 
 def silence(liveness: Liveness, unanswered_since: float | None, start: float) -> list[tuple[float, Verdict]]:
     """What happens from `start` on when nothing is received any more."""
-    now, happened = start, []
+    now, happened = start, list[tuple[float, Verdict]]()
     while not happened or happened[-1][1] is not Verdict.DEAD:
         now = max(now, liveness.next_wakeup(unanswered_since))
         verdict = liveness.poll(unanswered_since, now)

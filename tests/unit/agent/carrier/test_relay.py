@@ -9,9 +9,9 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import pytest
 
@@ -22,9 +22,9 @@ from agent.carrier.capsule import Ack, Control, Ping, Pong
 from agent.carrier.port import UdpPort
 from agent.carrier.relay import Relay
 from agent.carrier.stats import RelayStats
+from agent.carrier.window import Window
 from agent.errors import Unsupported
-
-Streams = Callable[[], tuple[ssl.SSLSocket, Any]]
+from tests.unit.agent.carrier.conftest import FakeWireGuard, Streams
 
 
 def datagram(payload: bytes) -> bytes:
@@ -37,7 +37,7 @@ class Running:
     def __init__(
         self,
         streams: Streams,
-        wireguard: Any,
+        wireguard: FakeWireGuard,
         *,
         early: bytes = b"",
         extensions: bool = True,
@@ -59,6 +59,15 @@ class Running:
         )
         self.relay.start()
 
+    async def until_received(self, count: int) -> None:
+        await self.peer.until(lambda: self.relay.stats().rx_packets >= count)
+
+    @property
+    def window(self) -> Window:
+        """What may be on its way; only a stream with extensions has one."""
+        assert self.relay._sender.window is not None
+        return self.relay._sender.window
+
     def _on_worn(self) -> None:
         self.worn += 1
 
@@ -71,12 +80,16 @@ class Running:
         return self.ends[0][0]
 
 
+class Start(Protocol):
+    def __call__(self, *, early: bytes = ..., extensions: bool = ..., port: UdpPort | None = ...) -> Running: ...
+
+
 @pytest.fixture
-async def start(streams: Streams, wireguard: Any) -> AsyncIterator[Callable[..., Running]]:
+async def start(streams: Streams, wireguard: FakeWireGuard) -> AsyncIterator[Start]:
     started: list[Running] = []
 
-    def make(**options: object) -> Running:
-        running = Running(streams, wireguard, **options)
+    def make(*, early: bytes = b"", extensions: bool = True, port: UdpPort | None = None) -> Running:
+        running = Running(streams, wireguard, early=early, extensions=extensions, port=port)
         started.append(running)
         return running
 
@@ -87,7 +100,7 @@ async def start(streams: Streams, wireguard: Any) -> AsyncIterator[Callable[...,
     await asyncio.sleep(0)
 
 
-async def test_datagrams_of_all_sizes_both_ways(start, wireguard) -> None:
+async def test_datagrams_of_all_sizes_both_ways(start: Start, wireguard: FakeWireGuard) -> None:
     running = start()
     sizes = [1, 0, 32, 148, 1452, 1452, 1452, 100, 9000, 16000, 1452, *random.Random(1).sample(range(2000), 100)]
     packets = [bytes([n % 251]) * size for n, size in enumerate(sizes)]
@@ -102,7 +115,9 @@ async def test_datagrams_of_all_sizes_both_ways(start, wireguard) -> None:
     assert stats.drops == () and running.port.stats() == RelayStats()
 
 
-async def test_a_burst_arrives_in_order_and_each_record_is_full(start, wireguard, monkeypatch) -> None:
+async def test_a_burst_arrives_in_order_and_each_record_is_full(
+    start: Start, wireguard: FakeWireGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(queue, "CODEL_INTERVAL_S", 60.0)  # a machine at full load looks like a slow path
     monkeypatch.setattr(queue, "CAP_S", 60.0)
     running = start()
@@ -115,7 +130,7 @@ async def test_a_burst_arrives_in_order_and_each_record_is_full(start, wireguard
     assert await wireguard.until(600) == packets
 
 
-async def test_a_datagram_too_large_for_us_is_dropped_and_counted(start, wireguard) -> None:
+async def test_a_datagram_too_large_for_us_is_dropped_and_counted(start: Start, wireguard: FakeWireGuard) -> None:
     running = start()
     wireguard.send(running.port.local_port, bytes(16_001), bytes(60_000), b"behind")
     await running.peer.until(lambda: running.peer.payloads)
@@ -126,7 +141,7 @@ async def test_a_datagram_too_large_for_us_is_dropped_and_counted(start, wiregua
     assert dict(running.relay.stats().drops) == {"oversize": 3}
 
 
-async def test_what_was_read_with_the_http_head_comes_first(start, wireguard) -> None:
+async def test_what_was_read_with_the_http_head_comes_first(start: Start, wireguard: FakeWireGuard) -> None:
     whole = datagram(b"first") + capsule.encode_control("hello") + datagram(b"second")
     running = start(early=whole[:-3])
     await running.peer.send(whole[-3:] + datagram(b"third"))
@@ -134,7 +149,7 @@ async def test_what_was_read_with_the_http_head_comes_first(start, wireguard) ->
     assert running.controls == ["hello"]
 
 
-async def test_control_messages_both_ways(start) -> None:
+async def test_control_messages_both_ways(start: Start) -> None:
     running = start()
     texts = ["", '{"type":"enroll"}', "ö" * (capsule.MAX_CONTROL_BYTES // 2)]
     for text in texts:
@@ -148,7 +163,7 @@ async def test_control_messages_both_ways(start) -> None:
         running.relay.send_control("x" * (capsule.MAX_CONTROL_BYTES + 1))
 
 
-async def test_received_data_is_acknowledged_within_milliseconds(start, wireguard) -> None:
+async def test_received_data_is_acknowledged_within_milliseconds(start: Start, wireguard: FakeWireGuard) -> None:
     running = start()
     await running.peer.send(datagram(b"x" * 10))
     await running.peer.until(lambda: running.peer.items)
@@ -158,17 +173,18 @@ async def test_received_data_is_acknowledged_within_milliseconds(start, wireguar
     await running.peer.until(lambda: Ack(40_010) in running.peer.items)
 
 
-async def test_a_ping_is_answered_behind_the_ack_for_what_came_before_it(start) -> None:
+async def test_a_ping_is_answered_behind_the_ack_for_what_came_before_it(start: Start) -> None:
     running = start()
     await running.peer.send(datagram(b"x" * 10) + capsule.encode_ping(b"01234567"))
     await running.peer.until(lambda: running.peer.of(Pong))
     assert running.peer.items == [Ack(10), Pong(b"01234567")]
 
 
-async def test_a_round_trip_is_measured_at_the_start_and_with_traffic(start, wireguard) -> None:
+async def test_a_round_trip_is_measured_at_the_start_and_with_traffic(start: Start, wireguard: FakeWireGuard) -> None:
     running = start()
     await running.peer.until(lambda: running.relay.stats().rtt_s)
     at_start = running.relay.stats().rtt_s
+    assert at_start is not None
     running.peer.acks = False
     wireguard.send(running.port.local_port, bytes(100))
     await running.peer.until(lambda: running.peer.payloads)
@@ -176,11 +192,14 @@ async def test_a_round_trip_is_measured_at_the_start_and_with_traffic(start, wir
     await running.peer.send(capsule.encode_ack(100))
     await running.peer.until(lambda: running.relay.stats().queue_delay_s is not None)
     stats = running.relay.stats()
+    assert stats.queue_delay_s is not None
     assert at_start < 0.1 < stats.queue_delay_s < 1
     assert stats.rtt_s == pytest.approx(at_start + stats.queue_delay_s / 8, abs=0.02)
 
 
-async def test_a_peer_without_extensions_gets_datagram_capsules_only(start, wireguard, monkeypatch) -> None:
+async def test_a_peer_without_extensions_gets_datagram_capsules_only(
+    start: Start, wireguard: FakeWireGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(relay_module, "PASSIVE_QUIET_S", 0.01)
     monkeypatch.setattr(liveness, "IMPATIENT_S", 0.01)
     running = start(extensions=False)
@@ -201,13 +220,13 @@ async def test_a_peer_without_extensions_gets_datagram_capsules_only(start, wire
 # How it ends.
 
 
-async def test_the_peer_closes(start) -> None:
+async def test_the_peer_closes(start: Start) -> None:
     running = start()
     running.peer.stream.close()
     assert await running.end() == "eof"
 
 
-async def test_a_reset_ends_the_stream_too(start) -> None:
+async def test_a_reset_ends_the_stream_too(start: Start) -> None:
     running = start()
     running.peer.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     running.peer.stream.close()
@@ -230,14 +249,14 @@ def test_errors_of_the_stream_in_words(error: OSError, reason: str) -> None:
     assert relay_module._cause(error)[1]
 
 
-async def test_an_end_inside_a_capsule_is_malformed(start) -> None:
+async def test_an_end_inside_a_capsule_is_malformed(start: Start) -> None:
     running = start()
     await running.peer.send(datagram(b"whole") + datagram(b"cut")[:-1])
     running.peer.stream.close()
     assert await running.end() == "malformed"
 
 
-async def test_garbage_is_malformed_and_the_stream_is_closed(start) -> None:
+async def test_garbage_is_malformed_and_the_stream_is_closed(start: Start) -> None:
     running = start()
     await running.peer.send(b"\x00\x00")
     assert await running.end() == "malformed"
@@ -245,7 +264,7 @@ async def test_garbage_is_malformed_and_the_stream_is_closed(start) -> None:
     assert running.relay._stream.fileno() == -1
 
 
-async def test_bytes_that_are_not_tls(start) -> None:
+async def test_bytes_that_are_not_tls(start: Start) -> None:
     running = start()
     raw = socket.socket(fileno=running.peer.stream.detach())
     raw.send(b"GET / HTTP/1.1\r\n\r\n")
@@ -253,7 +272,7 @@ async def test_bytes_that_are_not_tls(start) -> None:
     raw.close()
 
 
-async def test_the_last_message_arrives_although_data_is_unread(start) -> None:
+async def test_the_last_message_arrives_although_data_is_unread(start: Start) -> None:
     running = start()
     await running.peer.send(datagram(bytes(1000)) * 100)
     running.relay.send_control("refused")
@@ -265,7 +284,7 @@ async def test_the_last_message_arrives_although_data_is_unread(start) -> None:
     assert running.ends == [("refused", "why")]
 
 
-async def test_close_is_told_once_and_not_from_inside_the_call(start) -> None:
+async def test_close_is_told_once_and_not_from_inside_the_call(start: Start) -> None:
     running = start()
     running.relay.close("one")
     running.relay.close("two")
@@ -277,7 +296,7 @@ async def test_close_is_told_once_and_not_from_inside_the_call(start) -> None:
     assert len(running.ends) == 1
 
 
-async def test_an_owner_may_close_from_inside_a_control_message(start) -> None:
+async def test_an_owner_may_close_from_inside_a_control_message(start: Start) -> None:
     running = start()
     relay = running.relay
     object.__setattr__(relay._hooks, "control", lambda text: relay.close("flood", text))
@@ -286,7 +305,7 @@ async def test_an_owner_may_close_from_inside_a_control_message(start) -> None:
     assert running.ends == [("flood", "too much")]
 
 
-async def test_a_silent_peer_is_dead(start, monkeypatch) -> None:
+async def test_a_silent_peer_is_dead(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "PASSIVE_QUIET_S", 0.3)
     monkeypatch.setattr(liveness, "IMPATIENT_S", 0.05)
     running = start()
@@ -298,12 +317,16 @@ async def test_a_silent_peer_is_dead(start, monkeypatch) -> None:
     assert [item.opaque[-1] for item in running.peer.of(Ping)] == [2, 3, 4]
 
 
-async def test_a_peer_that_never_says_anything_is_dead_from_the_start(start, monkeypatch) -> None:
+async def test_a_peer_that_never_says_anything_is_dead_from_the_start(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(liveness, "IMPATIENT_S", 0.05)
     assert await start().end() == "dead"
 
 
-async def test_a_dead_path_under_traffic_is_noticed_before_the_quiet_is_over(start, wireguard, monkeypatch) -> None:
+async def test_a_dead_path_under_traffic_is_noticed_before_the_quiet_is_over(
+    start: Start, wireguard: FakeWireGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(liveness, "IMPATIENT_S", 0.1)
     running = start()
     await running.peer.until(lambda: running.relay.stats().rtt_s)
@@ -313,7 +336,7 @@ async def test_a_dead_path_under_traffic_is_noticed_before_the_quiet_is_over(sta
     assert 0.35 <= time.monotonic() - begin < 4.0, "before QUIET_S is over"
 
 
-async def test_a_peer_that_answers_stays(start, monkeypatch) -> None:
+async def test_a_peer_that_answers_stays(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "PASSIVE_QUIET_S", 0.05)
     monkeypatch.setattr(liveness, "IMPATIENT_S", 0.02)
     running = start()
@@ -329,7 +352,7 @@ async def test_a_peer_that_answers_stays(start, monkeypatch) -> None:
     assert running.relay.stats().rtt_s is not None
 
 
-async def test_a_worn_stream_is_reported_once(start, monkeypatch) -> None:
+async def test_a_worn_stream_is_reported_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "LIFETIME_S", 0.05)
     running = start()
     await asyncio.sleep(0.2)
@@ -340,12 +363,12 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_streams_leave_no_descriptor_behind(streams, wireguard) -> None:
+async def test_streams_leave_no_descriptor_behind(streams: Streams, wireguard: FakeWireGuard) -> None:
     before = descriptors()
     for n in range(20):
         running = Running(streams, wireguard)
         wireguard.send(running.port.local_port, b"x")
-        await running.peer.until(lambda running=running: running.peer.payloads)
+        await running.peer.until_payloads()
         if n % 2:
             running.relay.close("test")
         running.peer.stream.close()
@@ -358,7 +381,7 @@ async def test_streams_leave_no_descriptor_behind(streams, wireguard) -> None:
 # One port, several streams.
 
 
-async def test_make_before_break(start, wireguard) -> None:
+async def test_make_before_break(start: Start, wireguard: FakeWireGuard) -> None:
     old = start()
     wireguard.send(old.port.local_port, b"one")
     await old.peer.until(lambda: old.peer.payloads)
@@ -375,7 +398,7 @@ async def test_make_before_break(start, wireguard) -> None:
     assert (old.peer.payloads, new.peer.payloads) == ([b"one"], [b"two", b"three"])
 
 
-async def test_without_a_stream_only_the_newest_initiation_is_kept(start, wireguard) -> None:
+async def test_without_a_stream_only_the_newest_initiation_is_kept(start: Start, wireguard: FakeWireGuard) -> None:
     first = start()
     first.relay.close("test")
     initiations = [b"\x01\0\0\0" + bytes([n]) * 144 for n in range(3)]
@@ -387,12 +410,12 @@ async def test_without_a_stream_only_the_newest_initiation_is_kept(start, wiregu
     assert first.port.stats().drops == (("no_stream", 4),)
 
 
-async def test_wireguard_may_be_down_for_a_while(start, wireguard) -> None:
+async def test_wireguard_may_be_down_for_a_while(start: Start, wireguard: FakeWireGuard) -> None:
     running = start()
     wireguard.sock.close()
-    for n in range(3):
+    for count in (1, 2, 3):
         await running.peer.send(datagram(b"lost"))
-        await running.peer.until(lambda n=n: running.relay.stats().rx_packets > n)
+        await running.until_received(count)
         await asyncio.sleep(0.01)
     again = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     again.bind(("127.0.0.1", wireguard.port))
@@ -407,7 +430,7 @@ async def test_wireguard_may_be_down_for_a_while(start, wireguard) -> None:
 # Hostile peers.
 
 
-async def test_a_peer_that_never_reads_is_bounded_and_holds_up_nobody(start, wireguard) -> None:
+async def test_a_peer_that_never_reads_is_bounded_and_holds_up_nobody(start: Start, wireguard: FakeWireGuard) -> None:
     stuck, other = start(), start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(200):
@@ -424,7 +447,7 @@ async def test_a_peer_that_never_reads_is_bounded_and_holds_up_nobody(start, wir
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024, "KiB"
 
 
-async def test_a_stuck_stream_goes_on_where_it_was(start, wireguard) -> None:
+async def test_a_stuck_stream_goes_on_where_it_was(start: Start, wireguard: FakeWireGuard) -> None:
     """The record that TLS had begun is finished first; nothing is torn or repeated."""
     running = start(extensions=False)
     number = 0
@@ -440,7 +463,7 @@ async def test_a_stuck_stream_goes_on_where_it_was(start, wireguard) -> None:
     assert len(numbers) == number - sum(count for _, count in running.relay.stats().drops + running.port.stats().drops)
 
 
-async def test_handshakes_pass_a_closed_window(start, wireguard) -> None:
+async def test_handshakes_pass_a_closed_window(start: Start, wireguard: FakeWireGuard) -> None:
     running = start()
     running.peer.acks = False
     for _ in range(100):
@@ -450,29 +473,28 @@ async def test_handshakes_pass_a_closed_window(start, wireguard) -> None:
     handshake = b"\x01\0\0\0" + bytes(144)
     wireguard.send(running.port.local_port, handshake)
     await running.peer.until(lambda: handshake in running.peer.payloads)
-    window = running.relay._sender.window
-    assert window.on_way <= window.size + capsule.RECORD_BYTES
+    assert running.window.on_way <= running.window.size + capsule.RECORD_BYTES
 
 
-async def test_acks_open_the_window_and_the_queue_drains(start, wireguard) -> None:
+async def test_acks_open_the_window_and_the_queue_drains(start: Start, wireguard: FakeWireGuard) -> None:
     running = start()
     for _ in range(40):
         wireguard.send(running.port.local_port, *[bytes(1452)] * 10)
         await asyncio.sleep(0)
-    await running.peer.until(lambda: not running.relay._sender.queue and not running.relay._sender.window.on_way)
+    await running.peer.until(lambda: not running.relay._sender.queue and not running.window.on_way)
     stats = running.relay.stats()
     assert stats.tx_packets == len(running.peer.payloads)
     assert stats.tx_packets + sum(count for _, count in stats.drops) == 400
 
 
 @pytest.mark.parametrize("value", [1, 2**63, 2**64 - 1])
-async def test_an_ack_that_runs_ahead_is_malformed(start, value) -> None:
+async def test_an_ack_that_runs_ahead_is_malformed(start: Start, value: int) -> None:
     running = start()
     await running.peer.send(capsule.encode_ack(value))
     assert await running.end() == "malformed"
 
 
-async def test_acks_that_go_back_change_nothing(start, wireguard) -> None:
+async def test_acks_that_go_back_change_nothing(start: Start, wireguard: FakeWireGuard) -> None:
     running = start()
     running.peer.acks = False
     wireguard.send(running.port.local_port, bytes(1000))
@@ -480,10 +502,10 @@ async def test_acks_that_go_back_change_nothing(start, wireguard) -> None:
     await running.peer.send(b"".join(capsule.encode_ack(n) for n in (1000, 500, 0, 999, 1000)))
     await running.peer.send(datagram(b"x"))
     await wireguard.until(1)
-    assert not running.ends and running.relay._sender.window.on_way == 0
+    assert not running.ends and running.window.on_way == 0
 
 
-async def test_a_flood_of_pings_from_a_peer_that_does_not_read_queues_nothing(start) -> None:
+async def test_a_flood_of_pings_from_a_peer_that_does_not_read_queues_nothing(start: Start) -> None:
     running = start()
     await running.peer.send(capsule.encode_ping(bytes(8)) * 400_000, timeout_s=30)
     await asyncio.sleep(0.05)
@@ -491,7 +513,7 @@ async def test_a_flood_of_pings_from_a_peer_that_does_not_read_queues_nothing(st
     assert not running.ends
 
 
-async def test_messages_that_a_peer_does_not_read_end_the_stream(start) -> None:
+async def test_messages_that_a_peer_does_not_read_end_the_stream(start: Start) -> None:
     running = start()
     for _ in range(1000):
         running.relay.send_control("x" * 60_000)
@@ -506,7 +528,9 @@ async def test_messages_that_a_peer_does_not_read_end_the_stream(start) -> None:
     [b"\x21\x00", b"\x00\x01\x00", datagram(b"x"), capsule.encode_control("")],
     ids=["unknown", "empty", "one byte", "control"],
 )
-async def test_tiny_capsules_keep_no_other_stream_waiting(start, wireguard, tiny, monkeypatch) -> None:
+async def test_tiny_capsules_keep_no_other_stream_waiting(
+    start: Start, wireguard: FakeWireGuard, tiny: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Turns of the loop are short (CPU time, so that a busy machine does not matter), and turns alternate."""
     turns = []
     original = Relay._on_readable
@@ -525,16 +549,18 @@ async def test_tiny_capsules_keep_no_other_stream_waiting(start, wireguard, tiny
             await asyncio.sleep(0)
 
     flood = asyncio.ensure_future(send_for_ever())
-    for n in range(5):
+    for count in range(1, 6):
         wireguard.send(other.port.local_port, b"prompt")
-        await other.peer.until(lambda n=n: len(other.peer.payloads) > n)
+        await other.peer.until_payloads(count)
     flood.cancel()
     without_the_garbage_collector = sorted(turns)[: -len(turns) // 10]
     assert max(without_the_garbage_collector) < 0.05 and len(turns) > 5
     assert hostile.relay._receiver.parser.parsed > 0
 
 
-async def test_one_turn_is_bounded_and_there_is_one_per_round_of_the_loop(start, monkeypatch) -> None:
+async def test_one_turn_is_bounded_and_there_is_one_per_round_of_the_loop(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(relay_module, "CAPSULES_PER_TURN", 10)
     monkeypatch.setattr(receiver_module, "READ_BYTES", 20)
     running = start()
@@ -548,7 +574,7 @@ async def test_one_turn_is_bounded_and_there_is_one_per_round_of_the_loop(start,
     assert max(sizes) == 10
 
 
-async def test_a_byte_at_a_time(start, wireguard) -> None:
+async def test_a_byte_at_a_time(start: Start, wireguard: FakeWireGuard) -> None:
     running = start()
     for byte in datagram(b"slow") + capsule.encode_control("slow"):
         await running.peer.send(bytes([byte]))

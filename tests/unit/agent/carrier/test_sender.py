@@ -78,13 +78,13 @@ def test_a_record_that_was_begun_is_offered_again_before_anything_else(
     half = sender(stream)
     wireguard.send(b"one")
     half.take(port, box, 0.0)
-    assert half.blocked is blocked and not half.is_clean
+    assert (half.blocked, half.is_clean) == (blocked, False)
     wireguard.send(b"two")
     box.control("urgent")
     half.take(port, box, 0.1)
     assert half.blocked is blocked and len(half.queue) == 1 and stream.taken == []
     half.flush(box, 0.2)
-    assert half.blocked is Blocked.NO and half.is_clean
+    assert (half.blocked, half.is_clean) == (Blocked.NO, True)
     assert stream.offered[0] == stream.offered[1] == stream.offered[2] == head(3) + b"one"
     assert stream.taken[1:] == [encode_control("urgent") + head(3) + b"two"]
     assert half.packets == 2 and half.payload_bytes == 6
@@ -165,10 +165,10 @@ def receiver(stream: Stream) -> StreamReceiver:
 def test_a_read_that_has_to_write_first() -> None:
     data = head(3) + b"abc"
     half = receiver(Stream(data[:5], FULL, data[5:]))
-    assert half.read(100) == [] and half.wants_write and not half.more
+    assert (half.read(100), half.wants_write, half.more) == ([], True, False)
     (run,) = half.read(100)
     assert isinstance(run, Run) and bytes(run.payloads[0]) == b"abc"
-    assert not half.wants_write and not half.more and not half.ended
+    assert (half.wants_write, half.more, half.ended) == (False, False, False)
 
 
 def test_the_end_of_the_stream() -> None:

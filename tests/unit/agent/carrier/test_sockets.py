@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,10 +29,10 @@ def test_a_tcp_socket_is_prepared() -> None:
 
 
 class Unprivileged(socket.socket):
-    def setsockopt(self, level: int, option: int, value: object, *_: object) -> None:  # type: ignore[override]
+    def setsockopt(self, level: int, option: int, value: Any, *_: object) -> None:
         if option in (socket.SO_MARK, sockets.SO_RCVBUFFORCE):
             raise PermissionError(1, "Operation not permitted")
-        super().setsockopt(level, option, value)  # type: ignore[arg-type]
+        super().setsockopt(level, option, value)
 
 
 def test_the_mark_is_set_or_said_once_to_be_missing(caplog: pytest.LogCaptureFixture) -> None:

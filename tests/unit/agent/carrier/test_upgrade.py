@@ -34,7 +34,10 @@ PORT = 51820
 UPGRADE = {"Host": "seed.test", "Connection": "Upgrade", "Upgrade": "connect-udp", "Capsule-Protocol": "?1"}
 
 
-def request(target: str = "/.well-known/masque/udp/wg/51820/", method: str = "GET", **headers: str | None) -> bytes:
+TARGET = "/.well-known/masque/udp/wg/51820/"
+
+
+def request(target: str = TARGET, method: str = "GET", /, **headers: str | None) -> bytes:
     """A request's bytes; a keyword adds or (None) removes a header, with `_` for `-`."""
     fields = dict(UPGRADE)
     for name, value in headers.items():
@@ -80,7 +83,7 @@ def feed(reader: RequestReader | Exchange, data: bytes, piece: int) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "/.well-known/masque/udp/wg/51820/",
+        TARGET,
         "/.well-known/masque/udp/wg/9/",
         "/.well-known/masque/udp/WG/51820/",
         "/.well-known/masque/udp/127.0.0.1/51820/",
@@ -135,7 +138,7 @@ def test_a_refused_target_says_so_in_proxy_status() -> None:
 
 @pytest.mark.parametrize("method", ["POST", "CONNECT", "get", "HEAD"])
 def test_only_get_opens_a_tunnel(method: str) -> None:
-    assert refused(request(method=method)).status == 400
+    assert refused(request(TARGET, method)).status == 400
 
 
 @pytest.mark.parametrize(

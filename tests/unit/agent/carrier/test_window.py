@@ -167,11 +167,11 @@ def test_what_a_hop_throws_away_does_not_close_the_window_for_good() -> None:
     window.mark()
     window.on_sent(500, 0.1)
     window.on_ack(60_000, 0.2)
-    assert window.on_way == 40_500 and window.unanswered_since == 0.0
+    assert (window.on_way, window.unanswered_since) == (40_500, 0.0)
     window.resync()
-    assert window.on_way == 500 and window.unanswered_since == 0.1
+    assert (window.on_way, window.unanswered_since) == (500, 0.1)
     assert window.on_ack(60_500, 0.3) == pytest.approx(0.2)
-    assert window.on_way == 0 and window.unanswered_since is None
+    assert (window.on_way, window.unanswered_since) == (0, None)
     with pytest.raises(BadMessage):
         window.on_ack(60_501, 0.3)
     window.resync()

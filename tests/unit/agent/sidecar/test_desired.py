@@ -71,7 +71,7 @@ def test_without_a_grant_the_device_stays_and_reaches_nothing() -> None:
 
 def test_a_grant_that_has_ended_leaves_routes_that_lead_nowhere() -> None:
     """And not by the pod's own way out, where somebody else may have the shoot's addresses."""
-    want = tunnel(View(None, RELAY, networks(["100.64.0.0/13"]), ended=GRANT))
+    want = tunnel(View(None, RELAY, frozenset(networks(["100.64.0.0/13"])), ended=GRANT))
     (device,) = want.devices
     assert not device.peers
     assert {str(r.dst) for r in want.routes} == {"10.250.0.0/16", "fd00:30::/64"}

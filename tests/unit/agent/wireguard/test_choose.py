@@ -8,6 +8,7 @@ import pytest
 
 from agent.errors import Unsupported
 from agent.wireguard import choose as module
+from agent.wireguard import kernel
 from agent.wireguard.choose import Mode, choose, find_program
 from agent.wireguard.kernel import KernelWireGuard
 from agent.wireguard.userspace import UserspaceWireGuard
@@ -40,7 +41,7 @@ class World:
         async def probe() -> str | None:
             return refusal
 
-        self._monkeypatch.setattr(module.kernel, "probe", probe)
+        self._monkeypatch.setattr(kernel, "probe", probe)
 
     def capability(self, there: bool) -> None:
         self._monkeypatch.setattr(module, "_may_manage_networks", lambda: there)

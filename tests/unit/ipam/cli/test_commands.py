@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -25,8 +25,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+class Run(Protocol):
+    def __call__(self, line: str, code: int = 0) -> str: ...
+
+
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(line: str, code: int = 0) -> str:
         got = main(shlex.split(line))
         captured = capsys.readouterr()
@@ -36,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
     return call
 
 
-def test_the_examples_run_in_the_order_in_which_they_are_shown(run: Any) -> None:
+def test_the_examples_run_in_the_order_in_which_they_are_shown(run: Run) -> None:
     for command in COMMANDS.values():
         for example in command.examples:
             program, *words = shlex.split(example)
@@ -54,7 +58,7 @@ def test_every_command_has_help_with_examples_and_exit_codes(name: str, capsys: 
     assert all(code.meaning in out for code in Exit)
 
 
-def test_a_life_of_an_address(run: Any) -> None:
+def test_a_life_of_an_address(run: Run) -> None:
     flags = "--store a.log --network 10.0.0.0/24"
     (given,) = json.loads(run(f"allocate {flags} {NODE} -o json"))
     assert given["addresses"] == ["10.0.0.8"]
@@ -74,7 +78,7 @@ def test_a_life_of_an_address(run: Any) -> None:
     assert (pool["size"], pool["quarantined"], pool["free"]) == (247, 1, 246)
 
 
-def test_pools_by_name_by_label_and_out_of_one_another(run: Any) -> None:
+def test_pools_by_name_by_label_and_out_of_one_another(run: Run) -> None:
     flags = "--store a.log --pools examples/pools.toml -o json"
     (eu,) = json.loads(run(f"allocate {flags} --label region=eu shoot/g/a/u"))
     assert eu["addresses"] == ["192.168.128.0/28"]
@@ -89,7 +93,7 @@ def test_pools_by_name_by_label_and_out_of_one_another(run: Any) -> None:
     assert three["addresses"] == ["192.168.128.16/28", "192.168.192.0/28", "fd8f:6d53:b97a:1::8"]
 
 
-def test_check_finds_leaks_orphans_and_the_unserved(run: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_finds_leaks_orphans_and_the_unserved(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = "--store a.log --network 10.0.0.0/28"
     for n in range(6):
         run(f"allocate {flags} node/a/n{n}/u")
@@ -133,11 +137,11 @@ def test_check_finds_leaks_orphans_and_the_unserved(run: Any, place: Path, monke
         ("lsit", 2, "did you mean list?"),
     ],
 )
-def test_what_is_wrong_is_told(run: Any, line: str, code: int, words: str) -> None:
+def test_what_is_wrong_is_told(run: Run, line: str, code: int, words: str) -> None:
     assert words in run(line, code)
 
 
-def test_every_problem_of_a_file_is_told_at_once(run: Any, place: Path) -> None:
+def test_every_problem_of_a_file_is_told_at_once(run: Run, place: Path) -> None:
     (place / "pools.toml").write_text(
         'quarantine_s = "x"\ncolour = 1\n[[pool]]\nname = "a"\nnetwork = "10.0.0.1/24"\norder = "random"\n'
         '[[pool]]\nname = "a"\nnetwork = "::ffff:0:0/96"\nlenght = 28\n[[pool]]\nnetwork = "10.0.0.0"\nlabels = { a = 1 }\n'
@@ -164,7 +168,7 @@ def _empty(place: Path) -> Path:
     return place / "empty.toml"
 
 
-def test_a_plan_that_cannot_work(run: Any, place: Path) -> None:
+def test_a_plan_that_cannot_work(run: Run, place: Path) -> None:
     (place / "plan.yaml").write_text(
         "seeds: [{name: s, pods: ['fd01::/48']}]\n"
         "shoots: [{name: a, seed: s, pods: ['fd01::/56']}, {name: b, seed: s, nodes: 10.0.0.0/16}]\n"
@@ -184,7 +188,7 @@ def test_a_plan_that_cannot_work(run: Any, place: Path) -> None:
     ]
 
 
-def test_a_plan_with_wrong_names(run: Any, place: Path) -> None:
+def test_a_plan_with_wrong_names(run: Run, place: Path) -> None:
     (place / "plan.yaml").write_text("seeds: [{name: s, parent: t}]\nshoots: [{seed: s, pods: [1]}, 7]\nx: 1\n")
     error = run("plan plan.yaml", 2)
     for words in ("s: its seed 't' is not in the plan", "shoots[0].name: is missing", "shoots[0].pods[0]: '1' is no network",
@@ -192,7 +196,7 @@ def test_a_plan_with_wrong_names(run: Any, place: Path) -> None:
         assert words in error
 
 
-def test_watch_tells_changes(run: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_tells_changes(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ipam.cli.watch
     from ipam.stores.file import FileStore
 

@@ -17,6 +17,7 @@ from agent.run import cancel_all, spawn
 from seed_server.egress import policy
 from seed_server.egress.api import EgressConfig, UnixListen
 from seed_server.egress.process import Egress
+from seed_server.egress.proxy import Proxy
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -49,6 +50,11 @@ class Scene:
     egress: Egress
     servers: list[asyncio.Server] = field(default_factory=list)
     tls_port: int = 0
+
+    @property
+    def proxy(self) -> Proxy:
+        assert self.egress.proxy is not None
+        return self.egress.proxy
 
     async def stop_targets(self) -> None:
         """All of them hang up."""
@@ -100,13 +106,11 @@ class Scene:
         return reader, writer
 
     def dials(self) -> dict[str, int]:
-        assert self.egress.proxy is not None
-        return {f"{stage} {result}": count for stage, result, count in self.egress.proxy.tally.rows()}
+        return {f"{stage} {result}": count for stage, result, count in self.proxy.tally.rows()}
 
     async def nothing_is_open(self) -> None:
-        assert self.egress.proxy is not None
         async with asyncio.timeout(5):
-            while self.egress.proxy.open:
+            while self.proxy.open:
                 await asyncio.sleep(0.005)
 
 

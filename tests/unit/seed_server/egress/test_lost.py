@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 from agent.model import IPAddress
 from seed_server.egress.lost import SILENT_S, WAITING_S, end_lost
-
-Scene = Any
+from tests.unit.seed_server.egress.conftest import Scene
 
 
 async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -25,7 +23,7 @@ def well(_: IPAddress) -> str:
 
 
 async def test_a_connection_with_something_unsaid_ends_soon_and_a_silent_one_later(scene: Scene) -> None:
-    pump = scene.egress.proxy.pump
+    pump = scene.proxy.pump
     port = await scene.target(hold)
     waiting, to_waiting = await scene.connect(port)
     silent, to_silent = await scene.connect(port)
@@ -46,7 +44,7 @@ async def test_a_connection_with_something_unsaid_ends_soon_and_a_silent_one_lat
 
 
 async def test_who_does_not_read_is_left_alone_and_an_outage_that_ends_is_forgotten(scene: Scene) -> None:
-    pump = scene.egress.proxy.pump
+    pump = scene.proxy.pump
     _, writer = await scene.connect(await scene.target(hold))
     writer.write(bytes(16 * 1024 * 1024))
     await asyncio.sleep(0.1)
@@ -60,7 +58,7 @@ async def test_who_does_not_read_is_left_alone_and_an_outage_that_ends_is_forgot
 
 async def test_what_was_dialled_in_the_seed_does_not_depend_on_the_tunnel(scene: Scene) -> None:
     scene.egress.configure(replace(scene.config, direct=("127.0.0.0/8",)))
-    pump = scene.egress.proxy.pump
+    pump = scene.proxy.pump
     _, writer = await scene.connect(await scene.target(hold))
     assert len(pump) == 1
     assert end_lost(pump, down, 100.0) == 0

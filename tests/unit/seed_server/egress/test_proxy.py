@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from agent.carrier.crowd import Room
 from agent.companion.lines import Drain
 from seed_server.egress import front, pump
 from seed_server.egress.api import Carries, EgressConfig, Known
+from tests.unit.seed_server.egress.conftest import Scene
 
-Scene = Any
 HeadOf = Callable[[str, int], bytes]
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
@@ -50,7 +51,7 @@ async def test_bytes_cross_both_ways(scene: Scene, connect_head: HeadOf, way: st
     sending = asyncio.ensure_future(send())
     assert await reader.readexactly(len(sent)) == sent
     await sending
-    assert scene.egress.proxy.pump.up_bytes >= len(sent)
+    assert scene.proxy.pump.up_bytes >= len(sent)
     writer.close()
     await scene.nothing_is_open()
 
@@ -238,11 +239,12 @@ async def test_nobody_waits_for_a_client_or_a_target_that_stopped(scene: Scene, 
         reader, writer = await (scene.unix() if way == "unix" else scene.tls())
         writer.write(connect_head("127.0.0.1", await scene.target(handler)))
         await reader.readuntil(b"\r\n\r\n")
+        assert isinstance(writer.transport, asyncio.Transport)
         writer.transport.pause_reading()
         writer.write(bytes(16 * 1024 * 1024))
         stuck.append(writer)
     await asyncio.sleep(0.2)
-    before = scene.egress.proxy.pump.up_bytes, scene.egress.proxy.pump.down_bytes
+    before = scene.proxy.pump.up_bytes, scene.proxy.pump.down_bytes
     port = await scene.target(echo)
     for _ in range(20):
         async with asyncio.timeout(1):
@@ -251,7 +253,7 @@ async def test_nobody_waits_for_a_client_or_a_target_that_stopped(scene: Scene, 
             assert await reader.readexactly(4) == b"ping"
             writer.close()
     # Back-pressure is real: what nobody reads is not read on.
-    after = scene.egress.proxy.pump.up_bytes, scene.egress.proxy.pump.down_bytes
+    after = scene.proxy.pump.up_bytes, scene.proxy.pump.down_bytes
     assert after[0] - before[0] == after[1] - before[1] == 80
     for writer in stuck:
         writer.transport.abort()
@@ -296,13 +298,13 @@ async def test_half_closed_and_silent_for_long_is_closed(scene: Scene, monkeypat
     monkeypatch.setattr(pump, "HALF_CLOSED_S", 0.05)
     monkeypatch.setattr(pump, "_SWEEP_S", 0.02)
     port = await scene.target(deaf)
-    scene.egress.proxy.pump._sweeping.cancel()
-    sweep = asyncio.ensure_future(scene.egress.proxy.pump._sweep())
+    scene.proxy.pump._sweeping.cancel()
+    sweep = asyncio.ensure_future(scene.proxy.pump._sweep())
     whole, half = await scene.connect(port), await scene.connect(port)
     half[1].write_eof()
     async with asyncio.timeout(2):
         assert await half[0].read() == b""
-    assert scene.egress.proxy.open == 1
+    assert scene.proxy.open == 1
     sweep.cancel()
     for _, writer in (whole, half):
         writer.close()
@@ -317,9 +319,11 @@ def _with(config: EgressConfig, **changes: Any) -> EgressConfig:
 async def test_tls_that_is_turned_off_meanwhile_ends_the_visit(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
-        scene.egress._front._credentials = None
-        room = front.Room(1)
-        scene.egress._front._welcome(accepted, room)
+        door = scene.egress._front
+        assert door is not None
+        door._credentials = None
+        room = Room(1)
+        door._welcome(accepted, room)
         async with asyncio.timeout(2):
             while len(room):
                 await asyncio.sleep(0.005)

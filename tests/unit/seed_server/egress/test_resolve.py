@@ -18,6 +18,7 @@ import pytest
 from agent.run import cancel_all
 from seed_server.egress import dial, resolve
 from seed_server.egress.dial import Dialler
+from seed_server.egress.policy import Way
 from seed_server.egress.resolve import Resolver
 from seed_server.egress.verdict import Denied
 
@@ -80,7 +81,7 @@ def reply(question: dns.message.Message, *records: str, rcode: dns.rcode.Rcode =
 
 
 async def ask(name: str, seconds: float = 0.5, servers: int = 1, fault: str = "") -> list[str]:
-    resolver = Resolver([SERVER] * servers, None, Dialler(lambda address: fault))
+    resolver = Resolver([SERVER] * servers, (), Dialler(lambda address: fault))
     found = await resolver.addresses(name, asyncio.get_running_loop().time() + seconds)
     return [str(address) for address in found]
 
@@ -194,9 +195,9 @@ async def test_each_address_is_tried_in_turn(monkeypatch: pytest.MonkeyPatch) ->
     with socket.create_server(("127.0.0.2", 0)) as good:
         port = good.getsockname()[1]
         until = asyncio.get_running_loop().time() + 2
-        ways = [(ip_address(f"127.0.0.{last}"), dial.Way.TUNNEL) for last in (1, 3, 2)]
-        sock = await dialler.first(ways, port, None, until)
+        ways = [(ip_address(f"127.0.0.{last}"), Way.TUNNEL) for last in (1, 3, 2)]
+        sock = await dialler.first(ways, port, (), until)
         assert sock.getpeername() == ("127.0.0.2", port)
         sock.close()
         with pytest.raises(Denied, match=r"127\.0\.0\.1:\d+ refused the connection"):
-            await dialler.first(ways[:2], port, None, until)
+            await dialler.first(ways[:2], port, (), until)

@@ -17,7 +17,7 @@ from seed_server.tokens.discovery import discovery_source, issuer_context
 from seed_server.tokens.verify import JWKS_MAX_BYTES, parse_jwks
 
 DOCUMENT, KEYS = "/.well-known/openid-configuration", "/openid/v1/jwks"
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Web:
@@ -29,7 +29,7 @@ class Web:
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.asked.append(request.path)
         if request.path in self.answers:
             return await self.answers[request.path](request)
@@ -38,7 +38,7 @@ class Web:
         return web.json_response({"issuer": self.url, "jwks_uri": self.url + KEYS})
 
     def says(self, path: str, body: bytes, status: int = 200, **headers: str) -> None:
-        async def answer(_request: web.Request) -> web.StreamResponse:
+        async def answer(_request: web.BaseRequest) -> web.StreamResponse:
             return web.Response(body=body, status=status, headers=headers)
 
         self.answers[path] = answer
@@ -83,7 +83,7 @@ async def test_a_redirect_is_not_followed(issuer: Web, pki: Pki, path: str) -> N
 async def test_a_huge_answer_is_not_read_to_its_end(issuer: Web, pki: Pki, path: str) -> None:
     sent = 0
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
         nonlocal sent
         response = web.StreamResponse()
         await response.prepare(request)
@@ -104,7 +104,7 @@ async def test_a_slow_answer_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(discovery, "WITHIN_S", 0.3)
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         for _ in range(600):  # a byte now and then is no excuse

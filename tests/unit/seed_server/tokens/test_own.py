@@ -116,10 +116,12 @@ async def test_a_claim_that_is_wrong(rig: Rig, changes: dict[str, Any], cause: s
 
 
 async def test_only_its_own_key_and_its_one_algorithm(rig: Rig) -> None:
-    thief = ECKey.generate_key("P-256", {"kid": rig.key().kid})
+    kid = rig.key().kid
+    assert kid is not None
+    thief = ECKey.generate_key("P-256", {"kid": kid})
     assert await rig.cause(rig.signed(thief)) == "token_signature"
     assert await rig.cause(rig.signed(header={"kid": "key-2"})) == "token_key"
-    wide = ECKey.generate_key("P-384", {"kid": rig.key().kid})
+    wide = ECKey.generate_key("P-384", {"kid": kid})
     forged = jwt.encode({"alg": "ES384", "kid": wide.kid}, {"iss": SERVER}, wide, algorithms=["ES384"])
     assert await rig.cause(forged) == "token_algorithm"
     head, payload, signature = rig.signed().split(".")
