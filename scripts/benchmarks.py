@@ -95,7 +95,8 @@ def record(names: list[str]) -> None:
 
 
 def page() -> str:
-    blocks, figures = [], {}
+    blocks = list[str]()
+    figures = dict[str, dict[str, Any]]()
     for path in sorted(RECORD.glob("*.jsonl")):
         machine, *rows = (json.loads(line) for line in path.read_text().splitlines())
         figures |= {row["figure"]: row for row in rows}

@@ -70,7 +70,7 @@ def _pypi(found: Distribution) -> str:
 def python(root: Path) -> Iterator[Component]:
     """Distributions of every environment, and interpreters that are no Debian package, as in the official image."""
     for found in _installed(root):
-        words = found.metadata.get("License-Expression")
+        words = found.metadata.json.get("license_expression")
         licences = {"licenses": [{"expression": words}]} if words else {}
         yield _component("library", _name(found), found.version, _pypi(found), **licences)
     for header in (root / "usr/local/include").glob("python*/patchlevel.h"):
@@ -125,7 +125,7 @@ def _owned(root: Path, listed: set[str]) -> Iterator[str]:
             yield from map(real, path.read_text().splitlines())
     for found in _installed(root):
         if _pypi(found) in listed:
-            yield from (real(str(Path(found.locate_file(name)).relative_to(root))) for name in found.files or ())
+            yield from (real(str(Path(str(found.locate_file(name))).relative_to(root))) for name in found.files or ())
 
 
 def unaccounted(root: Path, known: dict[str, Any]) -> list[str]:

@@ -162,8 +162,8 @@ def left_over(daemon: Daemon) -> list[str]:
     ]
 
 
-def wait_until_tidy(daemon: Daemon) -> None:
-    wait_until(lambda: not left_over(daemon), "nothing of the old devices", 10, every_s=0.2)
+def wait_until_tidy(daemon: Daemon, timeout_s: float = 10) -> None:
+    wait_until(lambda: not left_over(daemon), "nothing of the old devices", timeout_s, every_s=0.2)
 
 
 def replaced(scene: Scene, before: set[str], timeout_s: float = 90) -> None:
@@ -303,7 +303,7 @@ def test_a_client_that_does_not_come_over_for_an_hour_has_to_connect_anew(scene:
     assert devices(scene.client) == own, "it keeps its own key, which nobody knows"
     scene.client.machine.run(["nft", "delete", "table", "inet", "broken"])
     for daemon in (scene.server, scene.client):
-        wait_until(lambda daemon=daemon: not left_over(daemon), "nothing of the old devices", 30, every_s=0.2)
+        wait_until_tidy(daemon, 30)
 
 
 def aliases(daemon: Daemon) -> list[tuple[str, str]]:
