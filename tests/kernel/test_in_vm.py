@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 
 #: Files whose tests say something about the kernel.
 FILES = (
-    "tests/contract/test_wireguard.py",
+    "tests/contract/wireguard/test_devices.py",
+    "tests/contract/wireguard/test_peers.py",
     "tests/contract/test_wireguard_traffic.py",
     "tests/contract/test_netstack.py",
     "tests/netns/test_netlink.py",

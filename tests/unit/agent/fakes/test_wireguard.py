@@ -1,4 +1,4 @@
-"""What the fake does beyond the contract (tests/contract/test_wireguard.py): it fails and dies on request."""
+"""What the fake does beyond the contract (tests/contract/wireguard): it fails and dies on request."""
 
 from __future__ import annotations
 
