@@ -1,6 +1,6 @@
 """The seal of the nft table, and the program nft when it fails, hangs or is missing. A script plays nft; no root needed.
 
-With the real program and kernel: tests/contract/test_netstack.py and tests/netns/test_netlink.py.
+With the real program and kernel: tests/contract/netstack and tests/netns/test_netlink.py.
 """
 
 from __future__ import annotations
