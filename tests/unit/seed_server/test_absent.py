@@ -14,7 +14,7 @@ from seed_server.access import parse
 from seed_server.desired import Second, tunnel
 from seed_server.policy import Policy
 from seed_server.registry import Client, Once, Registry, admit, expire, precheck, stream_down, update_facts
-from tests.unit.seed_server.test_server import CHARTER
+from tests.unit.seed_server.rig import CHARTER
 
 CP = "shoot--garden--a"
 API = Identity(CP, Role.SIDECAR, "api")

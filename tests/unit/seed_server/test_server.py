@@ -1,152 +1,29 @@
 """The server's behaviour over the fake host: order of admission, expiry, epochs, adoption, and hostile clients."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Collection
-from dataclasses import dataclass, field, replace
-from ipaddress import ip_address, ip_network
+from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
-from agent import messages
-from agent.carrier.api import Close, Command, Down, Event, Message, Send, Up
-from agent.dataplane import DataPlane
+from agent.carrier.api import Close, Down, Message, Send, Up
 from agent.denylist import DenyList
 from agent.errors import PoolExhausted, StoreError
 from agent.fakes.host import FakeHost
-from agent.fakes.netstack import FakeNetStack
 from agent.fakes.wireguard import FakeWireGuard
-from agent.firewall import Firewall
-from agent.generations import Names
 from agent.identity import Identity, Role
 from agent.messages import Credential, Drain, Enroll, Facts, Grant, Offer, Refuse, encode, parse
-from agent.model import IPAddress, PublicKey, networks
-from agent.run import cancel_all
-from seed_server.assignment import parts
-from seed_server.charter import Charter
-from seed_server.generations import Generations
-from seed_server.policy import Policy
-from seed_server.server import SeedServer
-from seed_server.warden import Warden
-
-CP = "shoot--garden--a"
-CHARTER = Charter(
-    policy=Policy(
-        CP,
-        networks(["10.250.0.0/16"]),
-        networks(["100.96.0.0/11"]),
-        networks(["100.64.0.0/13"]),
-        ((ip_network("10.1.0.0/16"), "the seed's own range"),),
-        lifetime_s=3600.0,
-    ),
-    addresses=(ip_address("192.168.128.1"),),
-    tunnel_networks=networks(["192.168.128.0/17"]),
-    ranges=networks(["10.250.0.0/16", "100.96.0.0/11", "100.64.0.0/13"]),
-    mtu_bytes=1420,
-    persistent_keepalive_s=25,
-    firewall=Firewall(frozenset({"rz-seed"}), frozenset(networks(["192.168.128.0/17"])), hubs=frozenset({"rz-seed"})),
-)
-
-
-def key(name: str) -> PublicKey:
-    return PublicKey(name.encode().ljust(32, b"."))
-
-
-@dataclass
-class Rig:
-    host: FakeHost
-    wg: FakeWireGuard
-    server: SeedServer = field(init=False)
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
-    sent: list[Command] = field(default_factory=list)
-    failure: StoreError | None = None
-    wall: float = 1_700_000_000.0
-    addresses: dict[str, IPAddress] = field(default_factory=dict)
-
-    async def allocate(self, identity: Identity) -> tuple[IPAddress, ...]:
-        if self.failure:
-            raise self.failure
-        number = len(self.addresses) + 2
-        return (self.addresses.setdefault(str(identity), ip_address(f"192.168.128.{number}")),)
-
-    def up(
-        self,
-        stream: int,
-        name: str,
-        replay: tuple[str, ...] = (),
-        identity: str | None = None,
-        lasts_s: float | None = None,
-    ) -> None:
-        uri = identity or str(Identity(CP, Role.SHOOT_CLIENT, name))
-        ends_at = None if lasts_s is None else self.wall + lasts_s
-        self.events.put_nowait(Up(stream, uri, "192.0.2.9:4000", "", 1, replay, ends_at))
-
-    def say(self, stream: int, message: Enroll | Facts | Drain) -> None:
-        self.events.put_nowait(Message(stream, encode(message)))
-
-    async def answers(self, stream: int, count: int = 1) -> list[messages.Message]:
-        """The last `count` messages to a stream, as soon as there are that many."""
-        async with asyncio.timeout(3):
-            while True:
-                said = [parse(c.text) for c in self.sent if isinstance(c, Send) and c.stream == stream]
-                if len(said) >= count:
-                    return said[-count:]
-                await asyncio.sleep(0.005)
-
-    async def joined(self, stream: int, name: str, offer: Offer | None = None) -> Grant:
-        self.up(stream, name)
-        self.say(stream, Enroll((("stream", key(name)),), offer or Offer()))
-        (grant,) = await self.answers(stream)
-        assert isinstance(grant, Grant)
-        return grant
-
-    def allowed(self) -> dict[str, set[str]]:
-        peers = self.wg.devices["rz-seed"].peers
-        return {
-            name: {str(n) for n in peers[key(name)].allowed_ips} for name in ("n1", "n2", "evil") if key(name) in peers
-        }
-
-
-async def _rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
-    plane = await DataPlane.open(wg, FakeNetStack(host), "rz-seed", "seed-server")
-    rig = Rig(host, wg)
-    rig.server = SeedServer(
-        CHARTER,
-        await Generations.find(plane, Names("rz-seed", 51820), 1420),
-        rig.allocate,
-        rig.sent.append,
-        resync_s=60.0,
-        warden=Warden(lambda: rig.wall),
-    )
-    return rig
-
-
-@contextlib.asynccontextmanager
-async def running(rig: Rig) -> AsyncIterator[Rig]:
-    async def events() -> AsyncIterator[Event]:
-        while True:
-            yield await rig.events.get()
-
-    stop = asyncio.Event()
-    task = asyncio.ensure_future(rig.server.run(events(), stop))
-    try:
-        yield rig
-    finally:
-        stop.set()
-        await task
-        await cancel_all()
+from agent.model import networks
+from tests.unit.seed_server.rig import CP, NODE, PARTS, Rig, key, make_rig, running
 
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
     host = FakeHost()
-    async with running(await _rig(host, FakeWireGuard(host))) as rig:
+    async with running(await make_rig(host, FakeWireGuard(host))) as rig:
         yield rig
-
-
-PARTS = set(map(str, parts(ip_network("100.64.0.0/13"))))
-NODE = Offer(networks(["10.250.0.2/32"]), networks(["100.96.1.0/24"]), networks(["100.64.0.0/13"]))
 
 
 async def test_a_client_is_in_before_it_is_told_so(rig: Rig) -> None:
@@ -254,11 +131,11 @@ async def test_shared_parts_move_when_a_stream_is_gone_and_nobody_has_to_be_told
 async def test_a_restarted_server_adopts_everything_and_changes_nothing_on_the_host() -> None:
     host = FakeHost()
     wg = FakeWireGuard(host)
-    async with running(await _rig(host, wg)) as first:
+    async with running(await make_rig(host, wg)) as first:
         told = await first.joined(1, "n1", NODE)
         enroll = encode(Enroll((("stream", key("n1")),), NODE))
     before = {k: replace(p, allowed_ips=set(p.allowed_ips)) for k, p in wg.devices["rz-seed"].peers.items()}
-    second = await _rig(host, wg)
+    second = await make_rig(host, wg)
     second.addresses = dict(first.addresses)
     async with running(second):
         await second.server.engine.settled()
@@ -278,7 +155,7 @@ async def test_a_restarted_server_adopts_everything_and_changes_nothing_on_the_h
 async def test_a_restart_moves_no_shared_part_however_the_clients_come_back() -> None:
     host = FakeHost()
     wg = FakeWireGuard(host)
-    async with running(await _rig(host, wg)) as first:
+    async with running(await make_rig(host, wg)) as first:
         for stream, name in ((1, "n1"), (2, "n2")):
             await first.joined(stream, name, NODE if name == "n1" else Offer(services=networks(["100.64.0.0/13"])))
             first.server.roster.carrying.pulses[str(Identity(CP, Role.SHOOT_CLIENT, name))].answered(time.monotonic())
@@ -286,7 +163,7 @@ async def test_a_restart_moves_no_shared_part_however_the_clients_come_back() ->
             while not 0 < len(PARTS & first.allowed()["n2"]) < len(PARTS):
                 await asyncio.sleep(0.02)
         before = first.allowed()
-    second = await _rig(host, wg)
+    second = await make_rig(host, wg)
     second.addresses = dict(first.addresses)
     async with running(second):
         await second.joined(9, "n2", Offer(services=networks(["100.64.0.0/13"])))
@@ -384,7 +261,7 @@ async def test_a_peer_that_was_revoked_while_no_server_ran_is_not_adopted(rig: R
     async with running(rig):
         await rig.joined(1, "n1")
         await rig.joined(2, "n2")
-    again = await _rig(rig.host, rig.wg)
+    again = await make_rig(rig.host, rig.wg)
     again.server.deny(DenyList(identities=frozenset({str(Identity(CP, Role.SHOOT_CLIENT, "n1"))})))
     async with running(again):
         assert set(again.allowed()) == {"n1", "n2"}

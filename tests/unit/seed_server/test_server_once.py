@@ -25,7 +25,7 @@ from seed_server.once import OnceFile
 from seed_server.registry import Client
 from seed_server.server import SeedServer
 from seed_server.warden import Warden
-from tests.unit.seed_server.test_server import CHARTER, CP, Rig, key, running
+from tests.unit.seed_server.rig import CHARTER, CP, Rig, key, running
 
 API = Identity(CP, Role.SIDECAR, "api")
 ENROLL = Enroll((("direct", key("api")),), Offer(), once=True)

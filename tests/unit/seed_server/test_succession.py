@@ -20,7 +20,7 @@ from agent.messages import Enroll, Facts, Grant, Refuse
 from agent.model import PublicKey, networks
 from seed_server import succession
 from seed_server.succession import OVERLAP_S, Succession
-from tests.unit.seed_server.test_server import CP, NODE, PARTS, Rig, _rig, key, running
+from tests.unit.seed_server.rig import CP, NODE, PARTS, Rig, key, make_rig, running
 
 CONFIG = ListenConfig((("::", 8443),), TlsFiles("ca"), 51820, CP)
 FIRST, SECOND = "rz-seed", "rz-seed-b"
@@ -82,7 +82,7 @@ async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(succession, "GRACE_S", 0.0)
     monkeypatch.setattr("seed_server.generations.obstacle", lambda: "")
     host = FakeHost()
-    async with running(await _rig(host, FakeWireGuard(host))) as rig:
+    async with running(await make_rig(host, FakeWireGuard(host))) as rig:
         order = tmp_path / "order"
         stage = Stage(rig, Succession(rig.server, rig.sent.append, CONFIG, lifetime_s=0, order=order), order)
         await rig.joined(1, "n1", NODE)
@@ -239,7 +239,7 @@ async def test_a_server_that_finds_the_hour_over_ends_it_before_anybody_has_spok
 ) -> None:
     monkeypatch.setattr(succession, "GRACE_S", 0.0)
     host, wg = await in_the_middle()
-    async with running(await _rig(host, wg)) as rig:
+    async with running(await make_rig(host, wg)) as rig:
         stage = Stage(
             rig, Succession(rig.server, rig.sent.append, CONFIG, lifetime_s=0, order=tmp_path / "order"), tmp_path
         )
@@ -251,7 +251,7 @@ async def test_a_server_that_finds_the_hour_over_ends_it_before_anybody_has_spok
 
 async def test_a_client_that_comes_back_with_one_of_its_keys_has_all_that_it_had() -> None:
     host, wg = await in_the_middle()
-    async with running(await _rig(host, wg)) as rig:
+    async with running(await make_rig(host, wg)) as rig:
         assert rig.server.stream.successor is not None
         grant = await rig.joined(1, "n1", NODE)
         assert grant.successor, "it was coming over when the server ended"
