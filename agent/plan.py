@@ -199,12 +199,14 @@ def _set_peer(ifname: str, want: Peer, have: Peer | None) -> SetPeer | None:
 
 
 def _route_steps(want: frozenset[Route], have: frozenset[Route]) -> Iterator[Step]:
+    """Make before break: what is more specific comes before what is around it, and what is not wanted goes last, so that no packet
+    takes a way meanwhile that is neither the old nor the new one."""
+    for route in sorted(want - have, key=lambda route: (-route.dst.prefixlen, _route_order(route))):
+        yield AddRoute(route)
     keys = {(route.dst, route.metric) for route in want}
     for route in sorted(have - want, key=_route_order):
-        if (route.dst, route.metric) not in keys:  # else the AddRoute below replaces it atomically
+        if (route.dst, route.metric) not in keys:  # else the AddRoute has replaced it atomically
             yield DelRoute(route)
-    for route in sorted(want - have, key=_route_order):
-        yield AddRoute(route)
 
 
 def _kept(routes: frozenset[Route], without_ipv4: set[str]) -> frozenset[Route]:

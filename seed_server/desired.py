@@ -133,17 +133,31 @@ def _by_device(
     next_: str,
 ) -> dict[IPNetwork, str]:
     """Which device leads to what, while there are two: each client's prefixes by the one that it sends by, and what nobody has by
-    the one that most is led by at the end."""
+    the one that most is led by at the end. A prefix that the one around it leads the same way needs no route of its own."""
     by: dict[IPNetwork, str] = {}
     for key, client in registry.clients.items():
         if client.once is None:
             ifname = next_ if client.device == next_ else first
             by |= dict.fromkeys((*map(ip_network, client.addresses), *carries.get(key, ())), ifname)
     for peer in peers:
-        for network in peer.allowed_ips - by.keys():  # of those who were found at start, and are not back yet
-            by[network] = next_ if network in registry.next_routes else first
+        for network in peer.allowed_ips:  # of those who were found at start, and are not back yet
+            if network not in by:
+                by[network] = next_ if network in registry.next_routes else first
     rest = next_ if by and first not in by.values() else first
-    return dict.fromkeys(prefixes, rest) | by
+    return _needed(dict.fromkeys(prefixes, rest) | by, frozenset(prefixes))
+
+
+def _needed(by: dict[IPNetwork, str], always: frozenset[IPNetwork]) -> dict[IPNetwork, str]:
+    needed: dict[IPNetwork, str] = {}
+    around: list[tuple[int, int, str]] = []  # version, last address, device
+    for network in sorted(by, key=lambda n: (n.version, int(n.network_address), n.prefixlen)):
+        first, ifname = int(network.network_address), by[network]
+        while around and (around[-1][0] != network.version or around[-1][1] < first):
+            around.pop()
+        if network in always or not around or around[-1][2] != ifname:
+            needed[network] = ifname
+            around.append((network.version, first | (1 << (network.max_prefixlen - network.prefixlen)) - 1, ifname))
+    return needed
 
 
 def _direct(second: Second, charter: Charter, registry: Registry) -> tuple[Device, set[Route]]:

@@ -48,8 +48,25 @@ def test_from_nothing() -> None:
         "ip link set rz-seed up",
         "ip -4 rule add not from all fwmark 0x52/0xff lookup 7117 pref 5000 protocol 84",
         "ip -6 rule add not from all fwmark 0x52/0xff lookup 7117 pref 5000 protocol 84",
-        "ip route replace 10.1.0.0/16 dev rz-seed src 192.168.128.1 table 7117 proto 84",
         "ip route replace fd00:2::/64 dev rz-seed src fd8f::1 table 7117 proto 84",
+        "ip route replace 10.1.0.0/16 dev rz-seed src 192.168.128.1 table 7117 proto 84",
+    ]
+
+
+def test_no_packet_takes_a_third_way_while_routes_change() -> None:
+    """10.1.7.0/24 keeps its way although the way around it changes, and what went with the old way around goes when that has changed."""
+    first, second = replace(WANT.devices[0], ifname="rz-a"), replace(WANT.devices[0], ifname="rz-b")
+
+    def routed(**by: str) -> Tunnel:
+        prefixes = {"around": "10.1.0.0/16", "inner": "10.1.7.0/24", "other": "10.1.8.0/24"}
+        routes = {Route(ip_network(prefixes[name]), ifname) for name, ifname in by.items()}
+        return replace(WANT, devices=(first, second), routes=frozenset(routes))
+
+    steps = text(routed(around="rz-b", inner="rz-a"), routed(around="rz-a", other="rz-b"), frozenset({4}))
+    assert [" ".join(step.split()[2:6]) for step in steps] == [
+        "replace 10.1.7.0/24 dev rz-a",
+        "replace 10.1.0.0/16 dev rz-b",
+        "del 10.1.8.0/24 dev rz-b",
     ]
 
 

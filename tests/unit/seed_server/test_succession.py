@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,10 @@ class Stage:
         return set(device.peers) if device is not None else set()
 
     def leads(self) -> str:
-        """The device that the client's node is reached by."""
-        (route,) = [
-            r for (dst, metric), r in self.rig.host.routes.items() if str(dst) == "10.250.0.2/32" and not metric
-        ]
-        return route.ifname
+        """The device that the client's node is reached by: the longest prefix decides."""
+        node = ip_address("10.250.0.2")
+        found = [route for (dst, metric), route in self.rig.host.routes.items() if node in dst and not metric]
+        return max(found, key=lambda route: route.dst.prefixlen).ifname
 
     def configured(self) -> ListenConfig:
         config = [c for c in self.rig.sent if isinstance(c, Configure)][-1].config
