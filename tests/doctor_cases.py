@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from agent.checks import Check, checks_of
-from agent.doctor import Looks, Process
+from agent.checks import checks_of
+from agent.doctor import Check, Looks, Process
 from agent.status import Counters, EgressHealth, PathHealth, PeerHealth, PoolHealth, RangeHealth, RoleStatus, Verdict
 from lab.helm import CHARTS, SEED, SHOOT
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from agent.checks import CLIENT, SEED_SERVER, Check, checks_of
-from agent.doctor import Outcome, examine
+from agent.checks import CLIENT, SEED_SERVER, checks_of
+from agent.doctor import Check, Outcome, examine
 from lab.helm import ROOT, SEED, SHOOT
 from tests.doctor_cases import MAKERS, ROLES, STATUS, Case, cases, rules, still
 

@@ -14,7 +14,7 @@ import pytest
 from agent.__main__ import main
 from agent.checks import CLIENT, SEED_SERVER
 from agent.cli import doctor as cli
-from agent.doctor import Looks, examine
+from agent.doctor import Looks, Process, examine
 from agent.exits import Exit
 from agent.status import Counters, PathHealth, PeerHealth, RoleStatus, Verdict
 from tests.unit.agent.cli.test_status import Roles
@@ -45,7 +45,7 @@ def run(directory: Path, *words: str) -> int:
 
 def patient(status: RoleStatus) -> cli.Patient:
     checks = SEED_SERVER if status.role == WELL.role else CLIENT
-    return cli.Patient(status, examine(checks, Looks(status, status, 3.0, cli.Process(1, 10, 60.0))))
+    return cli.Patient(status, examine(checks, Looks(status, status, 3.0, Process(1, 10, 60.0))))
 
 
 def test_a_healthy_role_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

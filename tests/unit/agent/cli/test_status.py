@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,8 +145,8 @@ class Roles:
         self._stop = (asyncio.get_running_loop(), stop)
         servers = [
             observability.HealthServer(
-                None, lambda name=name: self._statuses[name], path=self._directory / f"{name}.status"
-            )  # type: ignore[misc]
+                None, partial(self._statuses.__getitem__, name), path=self._directory / f"{name}.status"
+            )
             for name in self._statuses
         ]
         for server in servers:
