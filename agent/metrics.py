@@ -23,6 +23,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 PEER_SERIES_MAX = 256
 
 #: All words of a seed server's counters whose first event an alert asks for.
+PREFIX_REASONS = ("default-route", "not-a-host", "outside", "protected", "role", "taken", "too-small")
 _RESULTS = ("done", "forced", "failed")
 _CAUSES = tuple(cause.value for cause in Cause if cause is not Cause.NONE)
 
@@ -57,7 +58,13 @@ class StatusCollector(Collector):
         yield _gauge("ranges", "Declared ranges of the shoot.", ("state",), rows)
         counters = status.counters
         for name, help, label, counts in (
-            ("prefixes_refused", "Prefixes that a client may not carry.", "reason", counters.refused),
+            (
+                "prefixes_refused",
+                "Prefixes that a client may not carry.",
+                "reason",
+                _with_zeros(PREFIX_REASONS, status, counters.refused),
+            ),
+            ("clients_refused", "Times that a client was not let in.", "reason", counters.not_let_in),
             ("connections_turned_away", "Connections that became no stream.", "cause", counters.turned_away),
             ("repairs", "Changes made to the host, by kind of step.", "step", counters.repairs),
             (

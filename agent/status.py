@@ -91,7 +91,7 @@ class RangeHealth:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Since this process started. `refused` prefixes by reason, `turned_away` connections by cause, `repairs` by step,
+    """Since this process started. `refused` prefixes by reason, `not_let_in` clients by reason, `turned_away` connections by cause, `repairs` by step,
     `failovers` of clients whose shared prefixes went to others, by cause; `moves` of such prefixes, back again included;
     `conflicts`: identities that were found at work in two places; `rotations` of WireGuard's own keys, by what has become of them."""
 
@@ -104,6 +104,7 @@ class Counters:
     path_moves: int = 0
     conflicts: int = 0
     rotations: Counts = ()
+    not_let_in: Counts = ()
 
 
 @dataclass(frozen=True, slots=True)

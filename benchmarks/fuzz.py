@@ -11,14 +11,14 @@ from pathlib import Path
 from benchmarks.figure import Figure
 
 SECONDS = 60.0
-_TARGETS = Path(__file__).parent.parent / "tests" / "fuzz"
+_ROOT = Path(__file__).parent.parent
 
 
 def run() -> Iterator[Figure]:
     """`fuzz.TARGET.inputs`. Raises RuntimeError with the input when a target finds one."""
-    for target in sorted(_TARGETS.glob("fuzz_*.py")):
-        command = [sys.executable, str(target), "--seconds", str(SECONDS)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for target in sorted((_ROOT / "tests" / "fuzz").glob("fuzz_*.py")):
+        command = [sys.executable, "-m", f"tests.fuzz.{target.stem}", "--seconds", str(SECONDS)]
+        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
         tried = re.search(r"([0-9]+) inputs", done.stdout)
         if done.returncode or tried is None:
             raise RuntimeError(f"{target.name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")

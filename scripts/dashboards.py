@@ -77,6 +77,7 @@ SEED = (
         {
             "turned away: {{cause}}": "sum by (cause) (increase(rhizome_connections_turned_away_total{{{}}}[5m]))",
             "refused: {{reason}}": "sum by (reason) (increase(rhizome_prefixes_refused_total{{{}}}[5m]))",
+            "not let in: {{reason}}": "sum by (reason) (increase(rhizome_clients_refused_total{{{}}}[5m]))",
         },
     ),
     Panel("Changes to the host", "short", {"{{step}}": "sum by (step) (increase(rhizome_repairs_total{{{}}}[5m]))"}),

@@ -22,7 +22,8 @@ class Live:
     """Streams, and counts for the metrics. `renew` is there where clients have credentials of this server's."""
 
     streams: dict[int, tuple[Identity, Up]] = field(default_factory=dict)
-    refused: Counter[str] = field(default_factory=Counter)  # prefixes and enrolls turned down, by reason
+    refused: Counter[str] = field(default_factory=Counter)  # prefixes, by reason
+    not_let_in: Counter[str] = field(default_factory=Counter)  # enrolls turned down, by reason
     turned_away: Counter[str] = field(default_factory=Counter)  # connections, by cause
     steps: Counter[str] = field(default_factory=Counter)  # applied by the engine, by kind
     last_turned_away: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from agent.identity import Identity, Role
 from agent.messages import Offer
@@ -15,6 +16,9 @@ from agent.model import IPNetwork
 from seed_server.access import Access, reach
 from seed_server.assignment import PART_BITS, parts_within
 from seed_server.claims import Claims
+
+#: Why a prefix is refused; metrics have these from the start (agent.metrics.PREFIX_REASONS).
+Reason = Literal["default-route", "not-a-host", "outside", "protected", "role", "taken", "too-small"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Refusal:
     """One prefix that was not accepted. `reason` is one of a few fixed words (a metric label)."""
 
     prefix: IPNetwork
-    reason: str
+    reason: Reason
     text: str
 
 

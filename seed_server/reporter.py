@@ -83,6 +83,7 @@ class Reporter:
                 moves=server.roster.carrying.tally.moves,
                 conflicts=server.warden.fence.contested,
                 rotations=_counts(self._succession.rotations),
+                not_let_in=_counts(live.not_let_in),
             ),
             certificate_expires_in_s=expires_in_s(self._certificate, wall),
             certificate_lifetime_s=lifetime_s(self._certificate),

@@ -208,7 +208,7 @@ class SeedServer:
         try:
             message = parse(text)
         except BadMessage as exc:
-            self.live.refused["malformed"] += 1
+            self.live.not_let_in["malformed"] += 1
             self._send(Close(stream, str(exc)))
             return
         if isinstance(message, Enroll):
@@ -277,7 +277,7 @@ class SeedServer:
             if renewal and self._left_s(stream) < self.charter.policy.lifetime_s:
                 self._send(Send(stream, encode(Drain("your credential ends: come again with a newer one"))))
             return
-        self.live.refused[refuse.reason] += 1
+        self.live.not_let_in[refuse.reason] += 1
         words = f"enroll of {identity} refused: {refuse.reason}: {why or refuse.text}"
         self.journal.note(logging.WARNING, "enroll.refused", words, identity, stream=stream, reason=refuse.reason)
         if refuse.reason in EXPELS:

@@ -63,6 +63,7 @@ class Crossing:
                 await self._act(decide(self._situation(time.monotonic()), time.monotonic()))
             except (RhizomeError, TimeoutError) as exc:
                 self._not_before = time.monotonic() + RETRY_S
+                self.rotations["failed"] += 1
                 words = str(exc) or "the device is not ready in time"
                 log.warning("new WireGuard keys: %s", words, extra={"event": "keys.failed"})
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.metrics import PEER_SERIES_MAX, exposition
+from agent.metrics import PEER_SERIES_MAX, PREFIX_REASONS, exposition
 from agent.status import Counters, EgressHealth, PathHealth, PeerHealth, PoolHealth, RangeHealth, RoleStatus, Verdict
 
 STATUS = RoleStatus(
@@ -26,6 +26,7 @@ STATUS = RoleStatus(
     ranges=(RangeHealth("10.0.0.0/16", "node", "n1"), RangeHealth("100.64.0.0/13", "service")),
     counters=Counters(
         refused=(("default-route", 2),),
+        not_let_in=(("revoked", 3),),
         turned_away=(("tls", 5),),
         repairs=(("AddRoute", 1),),
         reconnects=4,
@@ -54,7 +55,7 @@ def samples(status: RoleStatus) -> dict[tuple[str, tuple[tuple[str, str], ...]],
 def test_the_page_says_what_the_status_says() -> None:
     got = samples(STATUS)
     stream = ("transport", "stream")
-    expected = {
+    expected: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
         ("rhizome_build_info", (("backend", "kernel"), ("control_plane", "a"), ("ifname", "rz-seed"), ("role", "seed-server"), ("version", "0.1.0"))): 1,
         ("rhizome_ready", ()): 1,
         ("rhizome_verdict", (("verdict", "UP"),)): 0,
@@ -80,6 +81,8 @@ def test_the_page_says_what_the_status_says() -> None:
         ("rhizome_ranges", (("state", "carried"),)): 1,
         ("rhizome_ranges", (("state", "uncarried"),)): 1,
         ("rhizome_prefixes_refused_total", (("reason", "default-route"),)): 2,
+        **{("rhizome_prefixes_refused_total", (("reason", word),)): 0 for word in PREFIX_REASONS if word != "default-route"},
+        ("rhizome_clients_refused_total", (("reason", "revoked"),)): 3,
         ("rhizome_connections_turned_away_total", (("cause", "tls"),)): 5,
         ("rhizome_wireguard_key_rotations_total", (("result", "done"),)): 1,
         ("rhizome_wireguard_key_rotations_total", (("result", "forced"),)): 0,

@@ -67,6 +67,7 @@ def test_every_field_is_there_and_counts_are_objects_even_when_empty() -> None:
         "path_moves": 0,
         "conflicts": 0,
         "rotations": {},
+        "not_let_in": {},
     }
     assert data["paths"][0]["drops"] == {}
 

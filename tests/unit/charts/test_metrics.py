@@ -72,7 +72,7 @@ def seed_status(certificate: Path) -> Any:
     live = SimpleNamespace(
         last_pass=None, stats=STATS, last_turned_away="",
         streams={1: (identity, SimpleNamespace(peer="192.0.2.9:4000"))},
-        refused={"outside": 1}, turned_away={"tls": 1}, steps={"AddRoute": 1},
+        refused={"outside": 1}, not_let_in={"revoked": 1}, turned_away={"tls": 1}, steps={"AddRoute": 1},
     )  # fmt: skip
     policy = SimpleNamespace(control_plane="a", nodes=(), pods=(), services=())
     roster = SimpleNamespace(

@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from typing import get_args
 
 import pytest
 
 from agent.identity import Identity, Role
 from agent.messages import Enroll, Facts, Offer, Refuse
+from agent.metrics import PREFIX_REASONS
 from agent.model import Peer, PresharedKey, PublicKey, networks
 from seed_server.access import parse
 from seed_server.adopted import all_on
-from seed_server.policy import Policy
+from seed_server.policy import Policy, Reason
 from seed_server.registry import (
     LEG_KEPT_S,
     Admitted,
@@ -145,6 +147,11 @@ def test_facts_of_a_stranger_are_nothing() -> None:
         and done.client.own == networks(["10.250.0.7/32"])
         and reasons(done) == {"0.0.0.0/0": "default-route"}
     )
+
+
+def test_metrics_know_every_reason_from_the_start() -> None:
+    """Prometheus sees no increase in a series that begins with its first event."""
+    assert set(PREFIX_REASONS) == set(get_args(Reason))
 
 
 def test_grants_end() -> None:

@@ -89,7 +89,7 @@ async def test_an_identity_that_is_none_or_a_message_that_breaks_the_rules_costs
     async with asyncio.timeout(2):
         while {c.stream for c in rig.sent if isinstance(c, Close)} != {1, 2}:
             await asyncio.sleep(0.005)
-    assert rig.server.live.refused["malformed"] == 1
+    assert rig.server.live.not_let_in["malformed"] == 1
 
 
 async def test_facts_change_what_a_client_carries(rig: Rig) -> None:

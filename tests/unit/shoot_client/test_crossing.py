@@ -192,6 +192,7 @@ async def test_a_host_that_cannot_have_two_devices_says_so_and_goes_on(
     stage.rig.connect(ASKED)
     await stage.until(lambda: "rp_filter is 1 here" in caplog.text)
     assert set(stage.rig.wg.devices) <= {FIRST} and not stage.lines
+    assert stage.rig.client.crossing is not None and stage.rig.client.crossing.rotations == {"failed": 1}
 
 
 async def test_the_first_stream_asks_for_its_device_by_name_while_there_are_two(stage: Stage) -> None:
