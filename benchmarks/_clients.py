@@ -7,9 +7,10 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import IO
@@ -79,6 +80,17 @@ class Asker:
 
     def close(self) -> None:
         self._socket.close()
+
+    def longest_silence_s(self, address: IPv4Address, over: threading.Event) -> float:
+        """Between two answers, until it is over. What is lost on the way is asked again QUESTION_EVERY_S later."""
+        answered_at, longest_s = time.monotonic(), 0.0
+        while not over.is_set():
+            with suppress(TimeoutError):
+                self.until_answered(address, 1.0)
+                now = time.monotonic()
+                answered_at, longest_s = now, max(longest_s, now - answered_at)
+            over.wait(QUESTION_EVERY_S)
+        return max(longest_s, time.monotonic() - answered_at)
 
     def until_answered(self, address: IPv4Address, timeout_s: float) -> float:
         """Seconds until the first answer to a question that was asked after this call. Raises TimeoutError."""

@@ -2,7 +2,8 @@
 
 python -m benchmarks._crowd COUNT PKI-DIRECTORY HOST PORT: says `enrolled SECONDS` once each has its grant, and `answering
 SECONDS` once each has answered a canary. A line with a number on its stdin freezes that client: its stream stays, and it says
-nothing in the tunnel any more; `frozen SECONDS` says that it is so. Ends with its stdin.
+nothing in the tunnel any more; `frozen SECONDS` says that it is so. Ends with its stdin. Clients come over to a new device of the server's, as
+real ones do (docs/adr/0018-wireguard-keys.md).
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from agent.carrier.api import Command, DialConfig, Down, Event, Message, Redial, Send, TlsFiles, Up
+from agent.carrier.api import SYMBOLIC_TARGET, Command, DialConfig, Down, Event, Message, Redial, Send, TlsFiles, Up
 from agent.carrier.sockets import SO_RCVBUFFORCE
 from agent.carrier.streams import Streams
 from agent.carrier.uplink import Uplink
+from agent.client.succession import GRACE_S
 from agent.identity import Identity, Role
 from agent.keys import generate_private_key, public_key
 from agent.messages import Offer
@@ -52,29 +54,51 @@ def offer(number: int) -> Offer:
 
 
 class Member:
-    """One client: its carrier's role, its session, and a device that answers canaries."""
+    """One client, or what it has at a second device of the server's (`target`): its carrier's role, its session, and a device that
+    answers canaries. `on_successor` is told when the server asks it to come over to another device."""
 
-    def __init__(self, number: int, directory: Path, server: tuple[str, int], device: socket.socket) -> None:
+    def __init__(
+        self,
+        number: int,
+        directory: Path,
+        server: tuple[str, int],
+        device: socket.socket,
+        on_successor: Callable[[Member, str], None],
+        target: str = SYMBOLIC_TARGET,
+    ) -> None:
+        self.number = number
         stem = f"client-{client_name(number)}"
         tls = TlsFiles(*(str(directory / name) for name in ("ca.crt", f"{stem}.crt", f"{stem}.key")))
         identity = str(Identity(addresses.CONTROL_PLANE, Role.SEED_SERVER))
         self.connected = asyncio.Event()
         self.joined = asyncio.Event()
         self.answered = asyncio.Event()
+        self.confirmed = asyncio.Event()  # that it sends by this device, which was its second one
+        self._leads = False
         self.frozen = False
         self._key = generate_private_key()
-        self._session = Session((("stream", public_key(self._key)),), offer(number))
+        standby = target != SYMBOLIC_TARGET
+        self._session = Session((("stream", public_key(self._key)),), offer(number), standby=standby)
+        self._on_successor = on_successor
         self._device = device
         self._peer: WireGuardPeer | None = None
         self._handshake_at = 0.0
         self._streams = Streams(self._publish, first=1)
         port = device.getsockname()[1]
-        config = DialConfig(*server, addresses.SERVER_NAME, tls, port, expected_identity=identity)
+        config = DialConfig(*server, addresses.SERVER_NAME, tls, port, expected_identity=identity, target=target)
         self._uplink = Uplink(config, self._streams, self._publish)
 
     @property
     def relay_port(self) -> int:
         return self._uplink.relay_port
+
+    def lead(self, *, leads: bool) -> None:
+        """It sends by this device from now on, or by the other one."""
+        self._leads = leads
+        self._do(self._session.set_standby(not leads))
+
+    def close(self) -> None:
+        self._uplink.close()
 
     def tick(self, now: float) -> None:
         self._do(self._session.tick(now))
@@ -124,6 +148,10 @@ class Member:
         if self._peer is None and grant is not None:
             self._peer = WireGuardPeer(self._key, dict(grant.public_keys)["stream"], grant.preshared_key)
             self._shake_hands(now)
+        if self._leads:
+            self.confirmed.set()
+        if grant is not None and grant.successor and not self._session.standby:
+            self._on_successor(self, grant.successor)
 
     def _do(self, commands: Iterable[Command]) -> None:
         for command in commands:
@@ -146,7 +174,9 @@ class Crowd:
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._begin = time.monotonic()
         self._by_port: dict[int, Member] = {}
-        self.members: dict[int, Member] = {}
+        self.members: dict[int, Member] = {}  # what each sends by
+        self._beside: dict[int, Member] = {}  # what it has besides
+        self._coming: set[asyncio.Task[None]] = set()
         self.over = asyncio.Event()
 
     async def gather(self, count: int) -> None:
@@ -159,17 +189,42 @@ class Crowd:
 
     async def _join(self, number: int) -> None:
         async with self._turns:
-            member = Member(number, self._directory, self._server, self._device)
-            self.members[number] = self._by_port[member.relay_port] = member
+            member = self.members[number] = self._member(number)
             await member.connected.wait()
         await member.joined.wait()
+
+    def _member(self, number: int, target: str = SYMBOLIC_TARGET) -> Member:
+        member = Member(number, self._directory, self._server, self._device, self._successor, target)
+        self._by_port[member.relay_port] = member
+        return member
+
+    def _successor(self, member: Member, target: str) -> None:
+        if member.number not in self._beside and not member.frozen:
+            self._beside[member.number] = member
+            task = asyncio.ensure_future(self._come_over(member, target))
+            self._coming.add(task)
+            task.add_done_callback(self._coming.discard)
+
+    async def _come_over(self, old: Member, target: str) -> None:
+        async with self._turns:
+            new = self._beside[old.number] = self._member(old.number, target)
+            await new.connected.wait()
+        await new.answered.wait()
+        self.members[old.number], self._beside[old.number] = new, old
+        new.lead(leads=True)
+        old.lead(leads=False)
+        await new.confirmed.wait()
+        await asyncio.sleep(GRACE_S)
+        del self._by_port[old.relay_port], self._beside[old.number]
+        old.close()
 
     async def live(self) -> None:
         """Spread over each second."""
         while True:
             for number in range(10):
                 now = time.monotonic()
-                for member in [m for n, m in self.members.items() if n % 10 == number]:
+                both = (*self.members.items(), *self._beside.items())
+                for member in [m for n, m in both if n % 10 == number]:
                     member.tick(now)
                 await asyncio.sleep(TICK_S / 10)
 

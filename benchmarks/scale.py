@@ -8,6 +8,7 @@ own, and all of them share the services' range, in 32 parts.
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ from typing import Any
 from agent.keys import generate_preshared_key, generate_private_key, public_key
 from agent.model import IFALIAS_PREFIX, Device, Endpoint, Observed, Peer, PresharedKey, PublicKey, Tunnel
 from agent.plan import plan
+from agent.status import ASKED_KEYS_SUFFIX
 from benchmarks._clients import Asker, Clients, gathered, seed_server
 from benchmarks._crowd import SERVICES, offer
 from benchmarks._process import pid_of, usage
@@ -34,6 +36,7 @@ DEATHS = 5
 GIVE_UP_S = 30.0
 IDLE_S = 15.0
 SETTLE_S = 5.0
+ROTATION_MAX_S = 600.0
 PLANS = 7
 TUNNEL = IPv4Network("192.168.128.0/17")
 
@@ -48,6 +51,7 @@ def run() -> Iterator[Figure]:
             with gathered(lab, count) as clients:
                 yield from _arrival(clients, server)
                 yield from _cost(server, count)
+                yield from _rotation(lab, server, count)
                 yield from _deaths(lab, clients, server)
 
 
@@ -104,6 +108,29 @@ def _cost(server: Daemon, count: int) -> Iterator[Figure]:
     cpu = [100 * (after[word].cpu_s - before[word].cpu_s) / IDLE_S for word in pids]
     note = "daemon {:.0f}, carrier {:.0f}, wireguard-go {:.0f} %; nothing but liveness and canaries".format(*cpu)
     yield Figure(f"scale.idle_cpu_percent.{count}", sum(cpu), "% of a core", note=note)
+
+
+def _rotation(lab: Lab, server: Daemon, count: int) -> Iterator[Figure]:
+    """WireGuard's keys are replaced, those of all clients too; somebody asks for a service all the while."""
+    done, over = 'rhizome_wireguard_key_rotations_total{result="done"}', threading.Event()
+
+    def watch() -> None:
+        try:
+            wait_until(lambda: server.metrics().get(done, 0) > 0, "the end of the rotation", ROTATION_MAX_S, 1.0)
+        finally:
+            over.set()
+
+    _, part = _victims(server)[0]
+    begin, watcher = time.monotonic(), threading.Thread(target=watch)
+    (server.machine.directory / "run" / "rhizome" / f"{server.status().ifname}{ASKED_KEYS_SUFFIX}").touch()
+    watcher.start()
+    with closing(Asker(lab.seed)) as asker:
+        silence_s = asker.longest_silence_s(part[1], over)
+    watcher.join()
+    note = "from the order until all clients have come over to a second device and the first one is gone"
+    yield Figure(f"scale.rotation_s.{count}", time.monotonic() - begin, "s", note=note)
+    note = "meanwhile, the longest time between two answers from a service's address, asked every 20 ms"
+    yield Figure(f"scale.rotation_silence_s.{count}", silence_s, "s", note=note)
 
 
 def _deaths(lab: Lab, clients: Clients, server: Daemon) -> Iterator[Figure]:

@@ -10,14 +10,14 @@ _FILE = "test_in_vm.py"
 def pytest_collection_finish(session: pytest.Session) -> None:
     if not session.config.option.collectonly:
         for item in _items(session):
-            item.module.VM.start()
+            item.module.begin(item.callspec.params["name"])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     for item in _items(session):
-        item.module.VM.stop()
+        item.module.end()
 
 
 def _items(session: pytest.Session) -> list[pytest.Function]:
     items = getattr(session, "items", [])  # a session that ends while it collects has none
-    return [item for item in items if isinstance(item, pytest.Function) and item.path.name == _FILE][:1]
+    return [item for item in items if isinstance(item, pytest.Function) and item.path.name == _FILE]

@@ -1,8 +1,8 @@
-"""Runs tests of other folders again on a real Debian kernel with WireGuard, in one boot of a virtual machine.
+"""Runs tests of other folders again on a real Debian kernel with WireGuard, in a virtual machine.
 
-The machine's kernel brings what this one may lack: WireGuard, netem and all of nftables. It works in the background from the
-beginning of the session (tests/kernel/conftest.py) at idle priority, and its output is shown when its turn has come. Needs root
-and Debian; scripts/kernel-vm fetches the rest.
+The machine's kernel brings what this one may lack: WireGuard, netem and all of nftables. Most of it works in the background from the
+beginning of the session (tests/kernel/conftest.py) at idle priority, and its output is shown when its turn has come; what counts packets
+has the processors for itself. Needs root and Debian; scripts/kernel-vm fetches the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.kernel
 ROOT = Path(__file__).parents[2]
 
 #: Files whose tests say something about the kernel.
-FILES = (
+BESIDE = (
     "tests/contract/wireguard/test_devices.py",
     "tests/contract/wireguard/test_peers.py",
     "tests/contract/test_wireguard_traffic.py",
@@ -31,9 +31,9 @@ FILES = (
     "tests/contract/netstack/test_tampering.py",
     "tests/netns/test_netlink.py",
     "tests/netns/test_firewall.py",
-    "tests/kernel/inside_tunnel.py",
     "tests/kernel/inside_sidecar.py",
 )
+ALONE = ("tests/kernel/inside_tunnel.py",)
 #: Parameters of those tests that need no kernel, and were run outside already.
 SELECTION = "not fake and not userspace"
 
@@ -42,18 +42,22 @@ POLL_S = 0.5
 _READ_BYTES = 65536
 
 
-class BackgroundVm:
-    """One run of the virtual machine."""
+class Vm:
+    """One run of the virtual machine with the tests of these files; `beside` others, at idle priority."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Sequence[str], *, beside: bool = False) -> None:
+        self.files = files
+        self.beside = beside
         self._process: subprocess.Popen[bytes] | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
 
     def start(self) -> None:
-        """At idle priority: what waits for nothing but the processor is not kept from it. Ends with this process."""
-        command = ["setpriv", "--pdeathsig", "TERM", "chrt", "--idle", "0"]
+        """Does nothing when it was started before. Ends with this process."""
+        if self._process is not None:
+            return
+        command = ["setpriv", "--pdeathsig", "TERM", *(["chrt", "--idle", "0"] if self.beside else [])]
         command += [str(ROOT / "scripts/kernel-vm"), "-t", str(LIMIT_S), "--"]
-        command += ["env", "RHIZOME_LAB_PATIENCE=8", sys.executable, "-m", "pytest", *FILES]
+        command += ["env", "RHIZOME_LAB_PATIENCE=8", sys.executable, "-m", "pytest", *self.files]
         command += ["-k", SELECTION, "-v", "--durations=5", "--color=no", "-p", "no:cacheprovider"]
         command += ["-o", "timeout=600"]  # everything takes 13 to 20 times as long
         self._process = subprocess.Popen(
@@ -76,7 +80,7 @@ class BackgroundVm:
     @property
     def status(self) -> int | None:
         """How it ended, None while it runs."""
-        assert self._process is not None, "tests/kernel/conftest.py starts it"
+        assert self._process is not None
         return self._process.poll()
 
     def stop(self) -> None:
@@ -85,19 +89,33 @@ class BackgroundVm:
             self._process.wait()
 
 
-VM = BackgroundVm()
+VMS = {"beside": Vm(BESIDE, beside=True), "alone": Vm(ALONE)}
+
+
+def begin(name: str) -> None:
+    """Called for each that is wanted, before the session's first test."""
+    if VMS[name].beside:
+        VMS[name].start()
+
+
+def end() -> None:
+    """Called when the session is over, however it ends."""
+    for vm in VMS.values():
+        vm.stop()
 
 
 @pytest.mark.timeout(LIMIT_S + 300)  # and the download of the kernel, once
-def test_on_a_real_kernel(capsys: pytest.CaptureFixture[str]) -> None:
-    said = []
+@pytest.mark.parametrize("name", VMS)
+def test_on_a_real_kernel(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    vm, said = VMS[name], []
+    vm.start()
     with capsys.disabled():
         print()
-        for line in VM.lines():
+        for line in vm.lines():
             print(f"  vm| {line}", flush=True)
             said.append(line)
     text = "\n".join(said)
-    assert VM.status == 0, f"scripts/kernel-vm ended with {VM.status}"
-    for file in FILES:
+    assert vm.status == 0, f"scripts/kernel-vm ended with {vm.status}"
+    for file in vm.files:
         ran = len(re.findall(rf"^{re.escape(file)}::\S+ PASSED", text, re.MULTILINE))
         assert ran, f"no test of {file} ran in the virtual machine"
