@@ -30,7 +30,7 @@ check: ## style, types, layers, and the tests that need no root: under a minute
 	.venv/bin/lint-imports --no-logo
 	$(PYTEST) -q -n 2 tests/unit tests/property tests/golden
 
-test: ## all tests: also contracts, fuzzing, network namespaces and a real kernel (root, under 20 minutes)
+test: ## all tests: also contracts, fuzzing, network namespaces and a real kernel (root; 20 to 30 minutes, by the machine)
 	@scripts/setup test
 	@$(MAKE) check
 	$(PYTEST) tests/contract tests/fuzz tests/netns tests/kernel

@@ -1,4 +1,5 @@
-"""One seed server with 100, 1,000 and 5,000 clients: how long they take to get in, what they cost, how soon a dead one is replaced.
+"""One seed server with 100, 1,000 and 5,000 clients: how long they take to get in, what they cost, how their keys are
+replaced, and how soon a dead one is.
 
 The clients are those of `benchmarks._crowd`: streams through TLS with certificates, enrolment and WireGuard sessions are
 real; they share one process, and this machine's cores with the server. Each has a node's address and a pod range of its
@@ -37,7 +38,7 @@ GIVE_UP_S = 30.0
 IDLE_S = 15.0
 SETTLE_S = 5.0
 ROTATION_MAX_S = 600.0
-#: With more, the second half of a rotation takes longer than that where all ends share two cores.
+#: With more it takes too long where all ends share two cores.
 ROTATED_MAX = 2000
 PLANS = 7
 TUNNEL = IPv4Network("192.168.128.0/17")

@@ -18,13 +18,13 @@ from agent.generations import Names
 from agent.identity import Identity, Role
 from agent.messages import Drain, Enroll, Facts, Grant, Offer, encode, parse
 from agent.model import IPAddress, PublicKey, networks
-from agent.run import cancel_all
 from seed_server.assignment import parts
 from seed_server.charter import Charter
 from seed_server.generations import Generations
 from seed_server.policy import Policy
 from seed_server.server import SeedServer
 from seed_server.warden import Warden
+from tests.unit import loops
 
 CP = "shoot--garden--a"
 CHARTER = Charter(
@@ -122,15 +122,5 @@ async def make_rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
 
 @contextlib.asynccontextmanager
 async def running(rig: Rig) -> AsyncIterator[Rig]:
-    async def events() -> AsyncIterator[Event]:
-        while True:
-            yield await rig.events.get()
-
-    stop = asyncio.Event()
-    task = asyncio.ensure_future(rig.server.run(events(), stop))
-    try:
+    async with loops.running(rig.server.run, rig.events):
         yield rig
-    finally:
-        stop.set()
-        await task
-        await cancel_all()

@@ -21,9 +21,9 @@ from agent.guard import Reason, Refusal
 from agent.identity import Identity, Role
 from agent.messages import Credential, Enroll, Facts, Grant, Offer, Refuse, encode, parse
 from agent.model import Endpoint, PresharedKey, PublicKey, networks
-from agent.run import cancel_all
 from agent.session import State
 from shoot_client.desired import Node, ShootRole
+from tests.unit import loops
 
 CP = "shoot--garden--a"
 SERVER = str(Identity(CP, Role.SEED_SERVER))
@@ -96,18 +96,8 @@ async def _rig(host: FakeHost, wg: FakeWireGuard) -> Rig:
 
 @contextlib.asynccontextmanager
 async def running(rig: Rig) -> AsyncIterator[Rig]:
-    async def events() -> AsyncIterator[Event]:
-        while True:
-            yield await rig.events.get()
-
-    stop = asyncio.Event()
-    task = asyncio.ensure_future(rig.client.run(events(), stop))
-    try:
+    async with loops.running(rig.client.run, rig.events):
         yield rig
-    finally:
-        stop.set()
-        await task
-        await cancel_all()
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ from agent.__main__ import main
 from agent.exits import Exit
 
 
-def test_a_one_time_token_is_not_spent_on_a_sidecar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_one_time_token_is_not_spent_on_a_sidecar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.sidecar.main.run_daemon", lambda body: pytest.fail("it starts"))
     token = enrolment.made(bytes(enrolment.TOKEN_BYTES))
     (tmp_path / "ca.crt").touch()
     path = tmp_path / "token"
